@@ -1,0 +1,87 @@
+// Writes the logits of a checkpoint's model at some positions of one sample, for others to compare with.
+//
+//   logits CHECKPOINT SHARD SEQ_LEN OUT [cpu|cuda]
+//
+// OUT, little-endian: int32 {20241101, 1, seq_len, vocab_size, positions}, int32 tokens[seq_len],
+// int32 positions[positions], float32 logits[positions][vocab_size]. The positions are up to 256 at the
+// start, in the middle and at the end.
+#include "../../llmc/checkpoint.h"
+#include "../../llmc/dataset.h"
+#include "../../llmc/optimizer.h"
+#include "../../llmc/options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RANGE = 256 };
+
+static void write_all(FILE *file, const void *data, size_t size, size_t count, const char *path) {
+    if (fwrite(data, size, count, file) != count) fatal("cannot write %s: %s", path, strerror(errno));
+}
+
+// Logits of rows [first, first + count) as float32.
+static void write_logits(FILE *file, Model *model, const int32_t *inputs, int64_t first, int64_t count,
+                         const char *path) {
+    const StorageType storage = model->device->ops->storage;
+    const size_t values = (size_t)(count * model->config.vocab_size);
+    void *raw = host_allocate(values, storage_size(storage), "logits");
+    double *wide = (double *)host_allocate(values, sizeof(double), "logits");
+    float *logits = (float *)host_allocate(values, sizeof(float), "logits");
+    model_logits(model, raw, inputs, first, count);
+    storage_to_double(wide, raw, storage, values);
+    storage_from_double(logits, STORAGE_FLOAT32, wide, values);
+    write_all(file, logits, sizeof(float), values, path);
+    free(raw);
+    free(wide);
+    free(logits);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 5) fatal("usage: logits CHECKPOINT SHARD SEQ_LEN OUT [cpu|cuda]");
+    const int64_t seq_len = atoll(argv[3]);
+    if (seq_len < 1) fatal("%s: expected a sequence length", argv[3]);
+    const Checkpoint checkpoint = checkpoint_open(argv[1], NULL);
+    char *no_options[] = {argv[0], NULL};
+    const Options options = options_parse(1, no_options, checkpoint.options);
+    const bool cuda = argc > 5 ? !strcmp(argv[5], "cuda") : cuda_device_count() > 0;
+    Device *device =
+        cuda ? cuda_device_create(0) : cpu_device_create(storage_of_dtype(options.dtype, STORAGE_FLOAT32));
+
+    static Model model; // the plan keeps addresses inside it
+    static Optimizer optimizer;
+    MemoryPlan plan = {0};
+    const ModelSettings settings = {1, seq_len, 1, RECOMPUTE_BLOCK, false, 0, 0};
+    const OptimizerSettings unused = {0};
+    model_create(&model, device, &options.config, &settings, &plan);
+    optimizer_create(&optimizer, &unused, &model, &plan);
+    plan_allocate(&plan, device);
+    model_start(&model);
+    const TrainingState state = {device,           &options.config, &model.parameters, model.weights,
+                                 optimizer.master, optimizer.m,     optimizer.v};
+    checkpoint_load(&checkpoint, &state);
+
+    Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size);
+    int32_t *inputs = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
+    int32_t *targets = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
+    dataset_read(&data, 0, inputs, targets);
+
+    const int64_t count = min_i64(RANGE, divide_up(seq_len, 3));
+    const int64_t firsts[] = {0, (seq_len - count) / 2, seq_len - count};
+    FILE *file = fopen(argv[4], "wb");
+    if (!file) fatal("cannot write %s: %s", argv[4], strerror(errno));
+    const int32_t header[] = {20241101, 1, (int32_t)seq_len, (int32_t)options.config.vocab_size,
+                              (int32_t)(count * (int64_t)COUNT_OF(firsts))};
+    write_all(file, header, sizeof(int32_t), COUNT_OF(header), argv[4]);
+    write_all(file, inputs, sizeof(int32_t), (size_t)seq_len, argv[4]);
+    for (size_t i = 0; i < COUNT_OF(firsts); i++)
+        for (int64_t row = 0; row < count; row++) {
+            const int32_t position = (int32_t)(firsts[i] + row);
+            write_all(file, &position, sizeof(position), 1, argv[4]);
+        }
+    for (size_t i = 0; i < COUNT_OF(firsts); i++)
+        write_logits(file, &model, inputs, firsts[i], count, argv[4]);
+    if (fclose(file) != 0) fatal("cannot write %s: %s", argv[4], strerror(errno));
+    printf("%s: logits at %d of %ld positions\n", argv[4], (int)header[4], (long)seq_len);
+    return 0;
+}

@@ -1,0 +1,631 @@
+#!/usr/bin/env python3
+"""End-to-end tests: the program as its users start it, from shards to checkpoints, and the scripts that prepare data.
+
+    dev/test/end_to_end.py [WORD…]     only the tests whose names hold one of the words
+
+Runs ./train_lighthouse on the device it chooses, or on that of the environment variable TEST_DEVICE. Ends with the line
+"N passed, N failed".
+"""
+
+import gzip
+import io
+import json
+import lzma
+import math
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+PROGRAM = os.path.join(ROOT, "train_lighthouse")
+DEVICE = os.environ.get("TEST_DEVICE", "auto")
+SHAPE = {"vocab-size": 264, "dim": 48, "layers": 3, "heads": 6, "kv-heads": 2, "ffn-dim": 56}
+CHECKPOINT_FILES = ["config.json", "manifest.json", "model.safetensors", "optimizer-00000-of-00001.safetensors",
+                    "trainer.json"]
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # more threads than cores, or than work, only wait for each other
+HELP_OPTIONS = """train-data val-data seed model vocab-size dim layers heads kv-heads ffn-dim rope-theta norm-eps seq-len
+    batch-size global-batch steps lr warmup-steps lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out
+    save-every keep keep-every resume val-every val-batches log-every device recompute plan deterministic help""".split()
+
+tests = []
+
+
+# --- the harness -----------------------------------------------------------------------------------------------------
+
+
+class Failure(Exception):
+    pass
+
+
+def test(function):
+    """Registers a test. It is called with a fresh directory of its own, which is the working directory."""
+    tests.append(function)
+    return function
+
+
+def check(holds, message):
+    if not holds:
+        raise Failure(message)
+
+
+def check_equal(what, value, expected):
+    check(value == expected, f"{what}: {shorten(value)}, expected {shorten(expected)}")
+
+
+def shorten(value):
+    text = repr(value)
+    return text if len(text) <= 500 else f"{text[:300]} … ({len(text)} characters)"
+
+
+def run_test(function):
+    """Whether the test passes; prints its name, and why if it does not."""
+    with tempfile.TemporaryDirectory(prefix="end_to_end.") as directory:
+        os.chdir(directory)
+        reason = ""
+        try:
+            function()
+        except Failure as failure:
+            reason = str(failure)
+        except Exception:
+            reason = traceback.format_exc()
+        os.chdir(ROOT)
+    print(f"{'FAIL' if reason else 'ok  '} {function.__name__.replace('_', ' ')}")
+    for line in reason.splitlines():
+        print(f"     {line}")
+    sys.stdout.flush()
+    return not reason
+
+
+def main():
+    words = sys.argv[1:]
+    print("--- end to end")
+    results = [run_test(function) for function in tests
+               if not words or any(word in function.__name__ for word in words)]
+    print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
+    return 0 if all(results) else 1
+
+
+# --- starting programs -----------------------------------------------------------------------------------------------
+
+
+def to_flags(options):
+    return [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
+
+
+def command_line(**options):
+    """A small run; options given here go over its own."""
+    defaults = {"device": DEVICE, "deterministic": "on", "train-data": "shards/text_train_*.bin", "seq-len": 40,
+                "batch-size": 2, "global-batch": 2, "steps": 4, "warmup-steps": 3, "out": "out", **SHAPE}
+    return [PROGRAM, *to_flags(defaults | {name.replace("_", "-"): value for name, value in options.items()})]
+
+
+def finish(command):
+    """Runs a command; it has to succeed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    check(done.returncode == 0, f"{' '.join(command)}\nended with {done.returncode}: {done.stderr}")
+    return done
+
+
+def train(**options):
+    return finish(command_line(**options))
+
+
+def resume(checkpoint="latest", **options):
+    """Goes on with what the checkpoint records, and the options given here."""
+    return finish([PROGRAM, *to_flags({"device": DEVICE, "resume": checkpoint} | options)])
+
+
+def check_refused(command, *words):
+    """The command has to end with exit code 1 and, warnings aside, one line on stderr that holds all the words."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = f"{' '.join(command)}\nsays: {done.stderr}"
+    check_equal(f"exit code; {said}", done.returncode, 1)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    check(len(lines) == 1 and lines[0].startswith("error: "), f"one line of error expected; {said}")
+    for word in words:
+        check(word in lines[0], f"\"{word}\" expected in it; {said}")
+
+
+def dev_script(path, *arguments):
+    return [sys.executable, os.path.join(ROOT, "dev", path), *arguments]
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def write_file(path, data):
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def read_file(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def make_text(sentences=400, seed=5):
+    """Sentences of a few words: easy to learn, and not by frequencies alone."""
+    chooser = random.Random(seed)
+    words = ["lighthouse", "keeper", "climbs", "the", "narrow", "stairs", "every", "evening"]
+    return " ".join(" ".join(words) + chooser.choice([".", "!", "?"]) for _ in range(sentences)).encode()
+
+
+def make_shards():
+    write_file("text/a", make_text(seed=5))
+    write_file("text/b", make_text(60, seed=6))
+    return finish(dev_script("data/byte_shards.py", "--out", "shards", "--val-fraction", "0.15", "text"))
+
+
+def write_shard(path, tokens, magic=20240520, version=1, count=None):
+    header = struct.pack("<3i", magic, version, len(tokens) if count is None else count)
+    kind = "H" if magic == 20240520 else "I"
+    write_file(path, header.ljust(1024, b"\0") + struct.pack(f"<{len(tokens)}{kind}", *tokens))
+
+
+def read_shard(path):
+    data = read_file(path)
+    magic, version, count = struct.unpack_from("<3i", data)
+    check_equal("magic and version of a shard", (magic, version), (20240520, 1))
+    check_equal("size of a shard", len(data), 1024 + 2 * count)
+    return list(struct.unpack_from(f"<{count}H", data, 1024))
+
+
+def as_tokens(*documents):
+    return [token for document in documents for token in [*document, 256]]
+
+
+# --- checkpoints and metrics -----------------------------------------------------------------------------------------
+
+
+def checkpoint(step, out="out"):
+    return os.path.join(out, f"step_{step:08d}")
+
+
+def read_directory(path):
+    return {name: read_file(os.path.join(path, name)) for name in sorted(os.listdir(path))}
+
+
+def check_same_checkpoint(a, b):
+    a_files, b_files = read_directory(a), read_directory(b)
+    check_equal(f"files of {a}", sorted(a_files), CHECKPOINT_FILES)
+    check_equal(f"files of {b}", sorted(b_files), CHECKPOINT_FILES)
+    different = [name for name in a_files if a_files[name] != b_files[name]]
+    check(not different, f"{a} and {b} differ in {', '.join(different)}")
+
+
+def steps_kept(out="out"):
+    return sorted(int(name[5:]) for name in os.listdir(out) if name.startswith("step_"))
+
+
+def read_metrics(out="out"):
+    return [json.loads(line) for line in read_file(os.path.join(out, "metrics.jsonl")).splitlines()]
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@test
+def training_learns_more_than_frequencies():
+    said = make_shards().stdout
+    entropy = float(said.split("unigram entropy ")[1].split()[0])
+    train(val_data="shards/text_val_*.bin", seq_len=64, global_batch=4, batch_size=4, steps=120, lr=1e-2,
+          warmup_steps=10, val_every=50)
+    metrics = read_metrics()
+    first, last = metrics[0]["loss"], metrics[-1]["loss"]
+    check(abs(first - math.log(264)) < 1, f"the first loss is {first}, not about log(264)")
+    check(last < 0.7 * entropy, f"the loss ends at {last}; the unigram entropy is {entropy}")
+    check(metrics[-1]["val_loss"] < 0.7 * entropy, f"the validation loss ends at {metrics[-1]['val_loss']}")
+    check_equal("steps with a validation", [m["step"] for m in metrics if "val_loss" in m], [50, 100, 120])
+
+
+@test
+def learning_rates_follow_the_schedule():
+    make_shards()
+    steps, warmup, peak, final = 12, 4, 3e-3, 0.1
+
+    def expected(kind, step):
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        start = warmup - 1 if kind != "wsd" else max(warmup - 1, steps - 1 - round(0.25 * steps))
+        done = max(0.0, (step - start) / (steps - 1 - start))
+        left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "wsd": 1 - done}
+        return peak * (1 if kind == "constant" else final + (1 - final) * left[kind])
+
+    for kind in ("constant", "linear", "cosine", "wsd"):
+        train(lr_schedule=kind, steps=steps, warmup_steps=warmup, lr=peak, final_lr_frac=final, decay_frac=0.25,
+              out=kind)
+        for step, entry in enumerate(read_metrics(kind)):
+            check(math.isclose(entry["lr"], expected(kind, step), rel_tol=1e-9),
+                  f"{kind}, step {step}: {entry['lr']}, expected {expected(kind, step)}")
+
+
+@test
+def shards_of_either_token_type_train_the_same():
+    tokens = as_tokens(make_text(100))
+    write_shard("narrow.bin", tokens)
+    write_shard("wide.bin", tokens, magic=20240801, version=7)
+    train(train_data="narrow.bin", out="narrow")
+    train(train_data="wide.bin", out="wide")
+    name = "model.safetensors"
+    check(read_directory(checkpoint(4, "narrow"))[name] == read_directory(checkpoint(4, "wide"))[name],
+          "the models differ")
+
+
+@test
+def the_seed_decides_the_weights():
+    make_shards()
+    for out, seed in (("a", 7), ("b", 7), ("c", 8)):
+        train(out=out, seed=seed)
+    check_same_checkpoint(checkpoint(4, "a"), checkpoint(4, "b"))
+    check(read_metrics("a")[0]["loss"] != read_metrics("c")[0]["loss"], "another seed gives the same loss")
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+def check_resume_is_exact(**options):
+    make_shards()
+    train(steps=8, save_every=4, out="whole", **options)
+    train(steps=4, save_every=4, out="halves", **options)
+    resume(out="halves", steps=8)
+    check_same_checkpoint(checkpoint(8, "whole"), checkpoint(8, "halves"))
+    losses = [[entry["loss"] for entry in read_metrics(out)] for out in ("whole", "halves")]
+    check_equal("losses", losses[1], losses[0])
+
+
+@test
+def a_resumed_run_ends_in_the_same_bytes():
+    check_resume_is_exact()
+
+
+@test
+def a_resumed_run_with_accumulation_ends_in_the_same_bytes():
+    check_resume_is_exact(batch_size=2, global_batch=6)
+
+
+@test
+def a_resumed_run_past_an_epoch_ends_in_the_same_bytes():
+    write_shard("small.bin", as_tokens(make_text(30)))
+    samples = (len(read_shard("small.bin")) - 1) // 60
+    check_resume_is_exact(train_data="small.bin", seq_len=60, batch_size=1, global_batch=samples // 4)
+
+
+@test
+def a_run_resumed_from_its_initial_weights_ends_in_the_same_bytes():
+    make_shards()
+    train(out="whole")
+    train(out="parts", steps=0)
+    check_equal("checkpoints of a run without steps", steps_kept("parts"), [0])
+    resume(out="parts", steps=4)
+    check_same_checkpoint(checkpoint(4, "whole"), checkpoint(4, "parts"))
+
+
+@test
+def a_killed_run_resumes_to_the_same_bytes():
+    make_shards()
+    options = {"steps": 60, "save_every": 3, "seq_len": 16}
+    train(out="whole", **options)
+    process = subprocess.Popen(command_line(out="killed", **options), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not os.path.exists("killed/latest"):
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resume(out="killed")
+    check_same_checkpoint(checkpoint(60, "whole"), checkpoint(60, "killed"))
+    check_equal("losses", [m["loss"] for m in read_metrics("killed")], [m["loss"] for m in read_metrics("whole")])
+    check_equal("what lies in --out", sorted(os.listdir("killed")), sorted(os.listdir("whole")))
+
+
+@test
+def a_resume_drops_the_metrics_of_steps_it_does_again():
+    make_shards()
+    train(steps=6, save_every=4)
+    before = read_metrics()
+    check_equal("steps", [entry["step"] for entry in before], [1, 2, 3, 4, 5, 6])
+    with open("out/metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')  # as a crash leaves it
+    resume(checkpoint(4))
+    after = read_metrics()
+    check_equal("steps", [entry["step"] for entry in after], [1, 2, 3, 4, 5, 6])
+    check_equal("losses", [entry["loss"] for entry in after], [entry["loss"] for entry in before])
+
+
+def truncate(data):
+    return data[:-1]
+
+
+def flip_a_bit(data):
+    place = len(data) * 2 // 3
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1:]
+
+
+@test
+def a_damaged_checkpoint_is_named_and_the_one_before_it_taken():
+    make_shards()
+    train(steps=4, save_every=2, out="good")
+    for name in CHECKPOINT_FILES:
+        for damage in (truncate, flip_a_bit):
+            shutil.rmtree("out", ignore_errors=True)
+            shutil.copytree("good", "out")
+            path = os.path.join(checkpoint(4), name)
+            write_file(path, damage(read_file(path)))
+            check_refused([PROGRAM, "--device", DEVICE, "--resume", checkpoint(4)], checkpoint(4), name)
+            done = resume(out="out")
+            check("warning: " in done.stderr and checkpoint(4) in done.stderr and name in done.stderr,
+                  f"{damage.__name__} of {name} is not named: {done.stderr}")
+            check(f"resuming {checkpoint(2)}" in done.stdout, f"{damage.__name__} of {name}: {done.stdout}")
+            check_same_checkpoint(checkpoint(4), checkpoint(4, "good"))
+
+
+@test
+def without_a_good_checkpoint_latest_is_refused():
+    make_shards()
+    train(steps=4, save_every=2)
+    for step in (2, 4):
+        os.remove(os.path.join(checkpoint(step), "model.safetensors"))
+    check_refused([PROGRAM, "--device", DEVICE, "--resume", "latest", "--out", "out"], "out")
+
+
+@test
+def a_resume_refuses_another_model():
+    make_shards()
+    train()
+    before = read_directory(checkpoint(4))
+    for option, value in (("--dim", "96"), ("--layers", "2"), ("--kv-heads", "3"), ("--ffn-dim", "64"),
+                          ("--vocab-size", "272"), ("--rope-theta", "500"), ("--seq-len", "80"), ("--seed", "2")):
+        check_refused([PROGRAM, "--device", DEVICE, "--resume", "latest", "--out", "out", "--steps", "8", option, value],
+                      option, value)
+    check(read_directory(checkpoint(4)) == before and steps_kept() == [4], "the checkpoint changed")
+
+
+@test
+def a_resume_restores_options_and_shows_changed_ones():
+    make_shards()
+    train(lr=0.004, weight_decay=0.25)
+    said = resume(out="out", steps=6, lr=0.001).stdout
+    check("0.25" in said and "the checkpoint has 0.004" in said and "the checkpoint has 4" in said, said)
+    check_equal("learning rates", [entry["lr"] for entry in read_metrics()][3:], [0.004, 0.001, 0.001])
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@test
+def old_checkpoints_go_and_milestones_stay():
+    make_shards()
+    train(steps=8, save_every=1, keep=2, keep_every=3, out="milestones")
+    check_equal("checkpoints", steps_kept("milestones"), [3, 6, 7, 8])
+    train(steps=5, save_every=2, keep=1, out="newest")
+    check_equal("checkpoints", steps_kept("newest"), [5])
+    check_equal("latest", read_file("newest/latest").decode().strip(), "step_00000005")
+
+
+def expected_shapes():
+    dim, head_dim = SHAPE["dim"], SHAPE["dim"] // SHAPE["heads"]
+    key_dim = SHAPE["kv-heads"] * head_dim
+    shapes = {"model.embed_tokens.weight": [SHAPE["vocab-size"], dim], "model.norm.weight": [dim],
+              "lm_head.weight": [SHAPE["vocab-size"], dim]}
+    for layer in range(SHAPE["layers"]):
+        parts = {"input_layernorm": [dim], "post_attention_layernorm": [dim], "self_attn.q_proj": [dim, dim],
+                 "self_attn.k_proj": [key_dim, dim], "self_attn.v_proj": [key_dim, dim], "self_attn.o_proj": [dim, dim],
+                 "mlp.gate_proj": [SHAPE["ffn-dim"], dim], "mlp.up_proj": [SHAPE["ffn-dim"], dim],
+                 "mlp.down_proj": [dim, SHAPE["ffn-dim"]]}
+        shapes |= {f"model.layers.{layer}.{part}.weight": shape for part, shape in parts.items()}
+    return shapes
+
+
+def read_safetensors(path):
+    """Name → (type, shape), after checking that the tensors fill the file one after the other; and the metadata."""
+    data = read_file(path)
+    length, = struct.unpack_from("<Q", data)
+    header = json.loads(data[8:8 + length])
+    metadata = header.pop("__metadata__", {})
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        size = {"F32": 4, "BF16": 2}[entry["dtype"]] * math.prod(entry["shape"])
+        check_equal(f"offsets of {name}", entry["data_offsets"], [end, end + size])
+        end += size
+    check_equal("size of the file", len(data), 8 + length + end)
+    return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}, metadata
+
+
+@test
+def a_checkpoint_is_a_hugging_face_llama():
+    make_shards()
+    train()
+    with open(checkpoint(4) + "/config.json") as file:
+        config = json.load(file)
+    tensors, metadata = read_safetensors(checkpoint(4) + "/model.safetensors")
+    expected = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 264,
+                "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 6,
+                "num_key_value_heads": 2, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
+                "max_position_embeddings": 40, "rms_norm_eps": 1e-5, "rope_theta": 10000, "bos_token_id": 256,
+                "eos_token_id": 256}
+    for name, value in expected.items():
+        check_equal(f"config.json, {name}", config.get(name), value)
+    check_equal("tensors", {name: shape for name, (_, shape) in tensors.items()}, expected_shapes())
+    check_equal("types", {kind for kind, _ in tensors.values()},
+                {{"float32": "F32", "bfloat16": "BF16"}[config["torch_dtype"]]})
+    check_equal("metadata", metadata.get("format"), "pt")
+
+
+# --- what the program says -------------------------------------------------------------------------------------------
+
+
+@test
+def help_lists_every_option():
+    said = finish([PROGRAM, "--help"]).stdout
+    missing = [name for name in HELP_OPTIONS if f"--{name} " not in said]
+    check(not missing, f"--help does not list {', '.join(missing)}")
+
+
+@test
+def a_plan_is_printed_and_nothing_written():
+    make_shards()
+    said = finish(command_line() + ["--plan"]).stdout
+    check("weights" in said and "activations" in said and "total" in said, said)
+    check(not os.path.exists("out"), "--plan made the output directory")
+
+
+@test
+def wrong_options_are_refused():
+    make_shards()
+    for options, words in (
+            ({"learning-rate": 1}, ["--learning-rate", "--help"]),
+            ({"steps": "ten"}, ["--steps", "ten"]),
+            ({"steps": "1e3"}, ["--steps", "1e3"]),
+            ({"lr": "1e-3x"}, ["--lr", "1e-3x"]),
+            ({"lr": "nan"}, ["--lr", "nan"]),
+            ({"steps": ""}, ["--steps"]),
+            ({"seq-len": "99999999999999999999"}, ["--seq-len", "99999999999999999999"]),
+            ({"beta1": 1.5}, ["--beta1", "1.5"]),
+            ({"layers": 0}, ["--layers", "0"]),
+            ({"keep": 0}, ["--keep", "0"]),
+            ({"lr-schedule": "exponential"}, ["--lr-schedule", "exponential", "cosine"]),
+            ({"deterministic": "maybe"}, ["--deterministic", "maybe"]),
+            ({"model": "7T"}, ["--model", "7T", "530M"]),
+            ({"device": "tpu"}, ["--device", "tpu"]),
+            ({"train-data": ""}, ["--train-data"]),
+            ({"dim": 50}, ["--dim", "50", "6"]),
+            ({"kv-heads": 4}, ["--kv-heads", "4", "6"]),
+            ({"dim": 42}, ["7"]),
+            ({"global-batch": 3}, ["--global-batch", "3", "2"]),
+            ({"resume": "nowhere"}, ["--resume", "nowhere"]),
+            ({"resume": "latest"}, ["out"])):
+        check_refused(command_line(**options), *words)
+        check(not os.path.exists("out"), f"{options}: the output directory was made")
+    check_refused([*command_line(), "stray"], "stray")
+    check_refused([*command_line(), "--lr"], "--lr")
+    check(not os.path.exists("out"), "the output directory was made")
+
+
+@test
+def wrong_data_is_refused():
+    make_shards()
+    tokens = as_tokens(make_text(20))
+    write_shard("good.bin", tokens)
+    write_shard("magic.bin", tokens, magic=20240521)
+    write_shard("version.bin", tokens, version=2)
+    write_shard("count.bin", tokens, count=len(tokens) + 1)
+    write_shard("negative.bin", tokens, count=-1)
+    write_shard("token.bin", tokens[:100] + [264] + tokens[100:])
+    write_file("header.bin", b"short")
+    write_shard("short.bin", tokens[:40])
+    for data, words in (
+            ("nothing-*.bin", ["nothing-*.bin"]), ("magic.bin", ["magic.bin", "20240521", "20240520"]),
+            ("version.bin", ["version.bin", "2"]), ("count.bin", ["count.bin"]), ("negative.bin", ["negative.bin", "-1"]),
+            ("token.bin", ["token.bin", "100", "264"]), ("header.bin", ["header.bin"]), ("short.bin", ["40", "41"])):
+        check_refused(command_line(train_data=data), "--train-data", *words)
+        check_refused(command_line(val_data=data), "--val-data", *words)
+        check(not os.path.exists("out"), f"{data}: the output directory was made")
+    done = train(train_data="[gs]*.bin")
+    check("warning: " in done.stderr and "short.bin" in done.stderr, f"no warning of a short shard: {done.stderr}")
+
+
+@test
+def a_new_run_does_not_touch_an_old_one():
+    make_shards()
+    train()
+    before = read_directory(checkpoint(4))
+    check_refused(command_line(seed=3), "out", "--resume")
+    check(read_directory(checkpoint(4)) == before and len(read_metrics()) == 4, "the old run changed")
+
+
+# --- preparing data --------------------------------------------------------------------------------------------------
+
+
+@test
+def byte_shards_hold_the_documents():
+    documents = {"a.txt": bytes(range(256)), "b.txt.gz": make_text(30), "c/d.xz": b"\xff\x00" * 700, "e": b"tail"}
+    write_file("in/a.txt", documents["a.txt"])
+    write_file("in/b.txt.gz", gzip.compress(documents["b.txt.gz"]))
+    write_file("in/c/d.xz", lzma.compress(documents["c/d.xz"]))
+    write_file("in/e", documents["e"])
+    write_file("in/empty", b"")
+    os.symlink("a.txt", "in/link")
+    finish(dev_script("data/byte_shards.py", "--out", "o", "--name", "n", "--val-fraction", "0", "in"))
+    check_equal("files", os.listdir("o"), ["n_train_000000.bin"])
+    a, b, d, e = documents.values()
+    check_equal("tokens", read_shard("o/n_train_000000.bin"), as_tokens(a, b, e, d))
+
+
+@test
+def byte_shards_hold_out_documents():
+    documents = [bytes([number]) * 100 for number in range(40)]
+    for number, document in enumerate(documents):
+        write_file(f"in/{number:02}", document)
+    command = dev_script("data/byte_shards.py", "--out", "o", "--val-fraction", "0.1", "--shard-tokens", "1000", "in")
+    finish(command)
+    first = read_directory("o")
+    check_equal("files", list(first), [*(f"text_train_{shard:06}.bin" for shard in range(4)), "text_val_000000.bin"])
+    held_out = read_shard("o/text_val_000000.bin")
+    numbers = held_out[::101]
+    check_equal("documents held out", len(numbers), 4)
+    check_equal("validation", held_out, as_tokens(*(documents[number] for number in numbers)))
+    shards = [read_shard(f"o/text_train_{shard:06}.bin") for shard in range(4)]
+    check_equal("sizes", [len(shard) for shard in shards], [1000, 1000, 1000, 636])
+    rest = [document for number, document in enumerate(documents) if number not in numbers]
+    check_equal("training", sum(shards, []), as_tokens(*rest))
+    finish(command)
+    check(read_directory("o") == first, "a second run makes other shards")
+    finish([*command, "--shard-tokens", "5000"])
+    check_equal("files of a run with larger shards", sorted(os.listdir("o")),
+                ["text_train_000000.bin", "text_val_000000.bin"])
+
+
+@test
+def byte_shards_hold_out_the_end_of_a_single_document():
+    text = bytes(random.Random(3).randbytes(1000))
+    write_file("one", text)
+    said = finish(dev_script("data/byte_shards.py", "--out", "o", "--val-fraction", "0.1", "one")).stdout
+    check_equal("training", read_shard("o/text_train_000000.bin"), as_tokens(text[:900]))
+    check_equal("validation", read_shard("o/text_val_000000.bin"), as_tokens(text[900:]))
+    counts = [text[:900].count(value) for value in range(256)] + [1]
+    entropy = -sum(count / 901 * math.log(count / 901) for count in counts if count)
+    check(f"{entropy:.4f} nats" in said, f"entropy {entropy} expected: {said}")
+
+
+@test
+def byte_shards_fail_cleanly():
+    write_file("in/a", b"good")
+    write_file("in/b.gz", gzip.compress(make_text(50))[:-20])
+    check_refused(dev_script("data/byte_shards.py", "--out", "o", "in"), "b.gz")
+    check_equal("files left", os.listdir("o"), [])
+    check_refused(dev_script("data/byte_shards.py", "--out", "o", "missing"), "missing")
+    check_refused(dev_script("data/byte_shards.py", "--out", "o", "--shard-tokens", "0", "in/a"), "--shard-tokens")
+
+
+@test
+def linux_source_keeps_directories_together():
+    with tarfile.open("kernel.tar.xz", "w:xz") as archive:
+        for path in ("k/Makefile", "k/fs/a.c", "k/fs/deep/x.c", "k/fs/deep/y.h", "k/fs/z.c", "k/fs/picture.png",
+                     "k/mm/page.c"):
+            member = tarfile.TarInfo(path)
+            member.size = len(path)
+            archive.addfile(member, io.BytesIO(path.encode()))
+    finish(dev_script("data/linux_source.py", "--archive", "kernel.tar.xz", "--out", "o", "--val-fraction", "0"))
+    order = [b"k/fs/deep/x.c", b"k/fs/deep/y.h", b"k/fs/a.c", b"k/fs/z.c", b"k/mm/page.c", b"k/Makefile"]
+    check_equal("tokens", read_shard("o/linux_train_000000.bin"), as_tokens(*order))
+
+
+@test
+def curves_are_compared():
+    for name, factor in (("a", 1), ("b", 1.005), ("c", 1.02)):
+        lines = [json.dumps({"step": step, "loss": 3 * (factor if step == 15 else 1)}) for step in range(1, 21)]
+        write_file(name, "\n".join(lines).encode())
+    finish(dev_script("reference/compare_curves.py", "a", "b"))
+    check_refused(dev_script("reference/compare_curves.py", "a", "c"), "0.01")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+// The self-test's harness: named tests made of checks, and a count of how they went.
+#pragma once
+#include "../../llmc/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Runs one test; it passes if none of its checks failed. `argument` is handed on.
+void test_run(const char *name, void (*test)(void *argument), void *argument);
+
+// One check of the running test: prints the message if it does not hold.
+void check(bool holds, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+// Checks that ‖a - b‖ / ‖b‖ <= tolerance (and that b is not all zeros, and nothing is NaN).
+void check_close(const char *what, const double *a, const double *b, size_t count, double tolerance);
+
+// Checks that `action` ends the process with exit code 1 and one line on stderr that contains `message`.
+// It runs in a forked child.
+void check_dies(void (*action)(void *argument), void *argument, const char *message);
+
+// A fresh empty directory, removed with all it holds when the tests end.
+const char *test_directory(void);
+
+// Standard normal random numbers, other ones at every call (of one fixed sequence, or of the sequence that
+// the environment variable TEST_SEED names).
+void random_fill(double *out, size_t count);
+uint64_t random_below(uint64_t bound);
+
+// Prints "N passed, N failed"; the exit code for main.
+int test_summary(void);
+
+// The groups. `device` is the device under test: its results are compared with the plain C operations.
+void test_common(void);
+void test_data(void);
+void test_checkpoint(void);
+void test_options(void);
+void test_ops(Device *device);
+void test_model(Device *device);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,530 @@
+// The whole step: against PyTorch in float64, between devices, and the equivalences that must hold exactly.
+#include "test.h"
+
+#include "../../llmc/optimizer.h"
+#include "../../llmc/safetensors.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// A model with its optimizer, allocated.
+typedef struct {
+    Device *device;
+    MemoryPlan plan;
+    Model model;
+    Optimizer optimizer;
+} Training;
+
+static const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0};
+
+static Training *training_open(Device *device, const ModelConfig *config, const ModelSettings *settings,
+                               const OptimizerSettings *optimizer) {
+    Training *t = (Training *)host_allocate(1, sizeof(Training), "a training");
+    t->device = device;
+    model_create(&t->model, device, config, settings, &t->plan);
+    optimizer_create(&t->optimizer, optimizer, &t->model, &t->plan);
+    plan_allocate(&t->plan, device);
+    model_start(&t->model);
+    optimizer_initialize(&t->optimizer, &t->model, 1);
+    return t;
+}
+
+static void training_close(Training *t) {
+    plan_release(&t->plan, t->device);
+    plan_clear(&t->plan);
+    model_free(&t->model);
+    free(t);
+}
+
+static StorageType accumulator_of(const Training *t) {
+    return accumulator_type(t->device->ops->storage);
+}
+
+static double *download(Device *device, const void *memory, StorageType type, size_t count) {
+    void *raw = host_allocate(count, storage_size(type), "a download");
+    double *values = (double *)host_allocate(count, sizeof(double), "a download");
+    device->download(device, raw, memory, count * storage_size(type));
+    storage_to_double(values, raw, type, count);
+    free(raw);
+    return values;
+}
+
+static void upload(Device *device, void *memory, StorageType type, const double *values, size_t count) {
+    void *raw = host_allocate(count, storage_size(type), "an upload");
+    storage_from_double(raw, type, values, count);
+    device->upload(device, memory, raw, count * storage_size(type));
+    free(raw);
+}
+
+// Sets all weights from values[parameters.elements].
+static void set_weights(Training *t, const double *values) {
+    const size_t count = (size_t)t->model.parameters.elements;
+    upload(t->device, t->optimizer.master, accumulator_of(t), values, count);
+    t->device->ops->round_to_storage(t->model.weights, t->optimizer.master, (int64_t)count,
+                                     t->device->stream);
+}
+
+static double *get_gradients(const Training *t) {
+    return download(t->device, t->model.gradients, accumulator_of(t), (size_t)t->model.parameters.elements);
+}
+
+// The gradients' bytes, for comparisons to the bit.
+static void *gradient_bytes(const Training *t, size_t *size) {
+    *size = (size_t)t->model.parameters.elements * storage_size(accumulator_of(t));
+    void *bytes = host_allocate(*size, 1, "gradients");
+    t->device->download(t->device, bytes, t->model.gradients, *size);
+    return bytes;
+}
+
+// Compares every parameter's values on their own: a small tensor must not hide behind a large one.
+static void check_parameters(const ParameterTable *table, const double *a, const double *b,
+                             double tolerance) {
+    for (int i = 0; i < table->count; i++)
+        check_close(table->list[i].name, a + table->list[i].offset, b + table->list[i].offset,
+                    (size_t)table->list[i].count, tolerance);
+}
+
+// --- against PyTorch
+// ---------------------------------------------------------------------------------------------
+
+static double *fixture_values(const SafetensorsFile *file, const char *prefix, const char *name) {
+    char *full = format_string("%s%s", prefix, name);
+    const Tensor *tensor = safetensors_find(file, full);
+    if (!tensor) fatal("%s has no %s", file->path, full);
+    double *values = (double *)host_allocate((size_t)tensor->count, sizeof(double), full);
+    if (!safetensors_read(file, tensor, 0, values, tensor->bytes)) fatal("cannot read %s", full);
+    free(full);
+    return values;
+}
+
+static double fixture_number(const SafetensorsFile *file, const char *name) {
+    double *values = fixture_values(file, "", name), number = values[0];
+    free(values);
+    return number;
+}
+
+static int32_t *fixture_tokens(const SafetensorsFile *file, const char *name, int64_t *rows,
+                               int64_t *seq_len) {
+    const Tensor *tensor = safetensors_find(file, name);
+    double *values = fixture_values(file, "", name);
+    int32_t *tokens = (int32_t *)host_allocate((size_t)tensor->count, sizeof(int32_t), name);
+    for (int64_t i = 0; i < tensor->count; i++) tokens[i] = (int32_t)values[i];
+    *rows = tensor->shape[0];
+    *seq_len = tensor->shape[1];
+    free(values);
+    return tokens;
+}
+
+// A flat buffer of the table's layout from the fixture's tensors of that prefix.
+static double *fixture_parameters(const SafetensorsFile *file, const ParameterTable *table,
+                                  const char *prefix) {
+    double *flat = (double *)host_allocate((size_t)table->elements, sizeof(double), prefix);
+    for (int i = 0; i < table->count; i++) {
+        double *values = fixture_values(file, prefix, table->list[i].name);
+        memcpy(flat + table->list[i].offset, values, (size_t)table->list[i].count * sizeof(double));
+        free(values);
+    }
+    return flat;
+}
+
+static void check_number(const char *what, double a, double b) {
+    check_close(what, &a, &b, 1, 1e-11);
+}
+
+static void steps_match_pytorch(void *unused) {
+    (void)unused;
+    SafetensorsFile file;
+    char error[256];
+    if (!safetensors_open(&file, "dev/reference/fixtures/dense_step.safetensors", error, sizeof(error)))
+        fatal("%s", error);
+    const ModelConfig config = {
+        (int64_t)fixture_number(&file, "config.vocab_size"), (int64_t)fixture_number(&file, "config.dim"),
+        (int64_t)fixture_number(&file, "config.layers"),     (int64_t)fixture_number(&file, "config.heads"),
+        (int64_t)fixture_number(&file, "config.kv_heads"),   (int64_t)fixture_number(&file, "config.ffn_dim"),
+        fixture_number(&file, "config.rope_theta"),          fixture_number(&file, "config.norm_eps")};
+    const OptimizerSettings optimizer = {fixture_number(&file, "adamw.beta1"),
+                                         fixture_number(&file, "adamw.beta2"),
+                                         fixture_number(&file, "adamw.epsilon"),
+                                         fixture_number(&file, "adamw.weight_decay"),
+                                         false,
+                                         fixture_number(&file, "grad_clip")};
+    const int64_t micro_steps = (int64_t)fixture_number(&file, "micro_batches");
+    int64_t rows, seq_len;
+    int32_t *tokens = fixture_tokens(&file, "tokens", &rows, &seq_len);
+    int32_t *targets = fixture_tokens(&file, "targets", &rows, &seq_len);
+    const ModelSettings settings = {rows / micro_steps, seq_len, micro_steps, RECOMPUTE_NONE, true, 0, 0};
+
+    Device *device = cpu_device_create(STORAGE_FLOAT64);
+    Training *t = training_open(device, &config, &settings, &optimizer);
+    const ParameterTable *table = &t->model.parameters;
+    double *weights = fixture_parameters(&file, table, "weights.");
+    set_weights(t, weights);
+    free(weights);
+    for (int64_t step = 1; step <= 2; step++) {
+        model_zero_gradients(&t->model);
+        for (int64_t micro = 0; micro < micro_steps; micro++) {
+            const int64_t offset = micro * settings.batch * seq_len;
+            model_accumulate(&t->model, micro, tokens + offset, targets + offset,
+                             1.0 / (double)(rows * seq_len));
+        }
+        const double grad_norm = optimizer_grad_norm(&t->optimizer, &t->model);
+        check_number("loss", model_losses(&t->model) / (double)(rows * seq_len),
+                     fixture_number(&file, step == 1 ? "loss" : "loss_2"));
+        check_number("grad_norm", grad_norm, fixture_number(&file, step == 1 ? "grad_norm" : "grad_norm_2"));
+        if (step == 1) {
+            double *expected = fixture_parameters(&file, table, "grads."), *gradients = get_gradients(t);
+            check_parameters(table, gradients, expected, 1e-11);
+            free(expected);
+            free(gradients);
+        }
+        optimizer_update(&t->optimizer, &t->model, step, fixture_number(&file, "adamw.learning_rate"),
+                         grad_norm);
+        double *expected = fixture_parameters(&file, table, step == 1 ? "after_1." : "after_2.");
+        double *after = download(device, t->model.weights, STORAGE_FLOAT64, (size_t)table->elements);
+        check_parameters(table, after, expected, 1e-11);
+        free(expected);
+        free(after);
+    }
+    training_close(t);
+    device->destroy(device);
+    safetensors_close(&file);
+    free(tokens);
+    free(targets);
+}
+
+// --- a small odd model, on any device
+// ----------------------------------------------------------------------------
+
+static const ModelConfig odd_config = {264, 192, 3, 6, 2, 136, 1e4, 1e-5};
+
+enum { ODD_BATCH = 2, ODD_SEQ_LEN = 203, ODD_ROWS = ODD_BATCH * ODD_SEQ_LEN };
+
+typedef struct {
+    int32_t inputs[ODD_ROWS], targets[ODD_ROWS];
+} OddBatch;
+
+static OddBatch odd_batch(void) {
+    OddBatch batch;
+    for (int i = 0; i < ODD_ROWS; i++) {
+        batch.inputs[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
+        batch.targets[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
+    }
+    return batch;
+}
+
+static ModelSettings odd_settings(void) {
+    ModelSettings settings = {ODD_BATCH, ODD_SEQ_LEN, 1, RECOMPUTE_NONE, true, 0, 0};
+    return settings;
+}
+
+static Training *odd_training(Device *device, ModelSettings settings) {
+    return training_open(device, &odd_config, &settings, &usual_optimizer);
+}
+
+// Random weights that bfloat16 holds exactly, so that every device computes the same function.
+static double *odd_weights(const ParameterTable *table) {
+    const size_t count = (size_t)table->elements;
+    double *values = (double *)host_allocate(count, sizeof(double), "weights");
+    random_fill(values, count);
+    for (int i = 0; i < table->count; i++) {
+        const Parameter *p = &table->list[i];
+        for (int64_t j = 0; j < p->count; j++) {
+            double *value = &values[p->offset + j];
+            *value = p->dims == 1 ? 1 + 0.2 * *value : *value / sqrt((double)p->shape[1]);
+        }
+    }
+    uint16_t *rounded = (uint16_t *)host_allocate(count, sizeof(uint16_t), "weights");
+    storage_from_double(rounded, STORAGE_BFLOAT16, values, count);
+    storage_to_double(values, rounded, STORAGE_BFLOAT16, count);
+    free(rounded);
+    return values;
+}
+
+static double accumulate(Training *t, const OddBatch *batch) {
+    model_zero_gradients(&t->model);
+    model_accumulate(&t->model, 0, batch->inputs, batch->targets, 1.0 / ODD_ROWS);
+    return model_losses(&t->model) / ODD_ROWS;
+}
+
+static void same_step(Device *device, Device *reference, double loss_tolerance, double gradient_tolerance) {
+    Training *t = odd_training(device, odd_settings()), *r = odd_training(reference, odd_settings());
+    const ParameterTable *table = &t->model.parameters;
+    const OddBatch batch = odd_batch();
+    double *weights = odd_weights(table);
+    set_weights(t, weights);
+    set_weights(r, weights);
+    const double loss = accumulate(t, &batch), expected = accumulate(r, &batch);
+    check_close("loss", &loss, &expected, 1, loss_tolerance);
+    double *gradients = get_gradients(t), *expected_gradients = get_gradients(r);
+    check_parameters(table, gradients, expected_gradients, gradient_tolerance);
+    free(weights);
+    free(gradients);
+    free(expected_gradients);
+    training_close(t);
+    training_close(r);
+}
+
+static void step_matches_float64(void *argument) {
+    Device *device = (Device *)argument, *reference = cpu_device_create(STORAGE_FLOAT64);
+    const bool wide = device->ops->storage == STORAGE_FLOAT32;
+    same_step(device, reference, wide ? 1e-6 : 1e-3, wide ? 2e-5 : 4e-2);
+    reference->destroy(reference);
+}
+
+static void step_matches_plain_c(void *argument) {
+    Device *reference = cpu_device_create(STORAGE_BFLOAT16);
+    same_step((Device *)argument, reference, 5e-4, 4e-2);
+    reference->destroy(reference);
+}
+
+// --- equivalences
+// ------------------------------------------------------------------------------------------------
+
+static void equal_gradient_bytes(const char *what, const Training *a, const Training *b) {
+    size_t size, other_size;
+    void *bytes = gradient_bytes(a, &size), *other = gradient_bytes(b, &other_size);
+    check(size == other_size && !memcmp(bytes, other, size), "%s: the gradients' bytes differ", what);
+    free(bytes);
+    free(other);
+}
+
+static void steps_repeat_to_the_bit(void *argument) {
+    Device *device = (Device *)argument;
+    const OddBatch batch = odd_batch();
+    Training *a = odd_training(device, odd_settings()), *b = odd_training(device, odd_settings());
+    const double loss = accumulate(a, &batch);
+    accumulate(b, &batch);
+    check(accumulate(b, &batch) == loss, "the loss differs");
+    equal_gradient_bytes("a second step", a, b);
+    training_close(a);
+    training_close(b);
+}
+
+static void recompute_changes_no_bit(void *argument) {
+    Device *device = (Device *)argument;
+    const OddBatch batch = odd_batch();
+    Training *kept = odd_training(device, odd_settings());
+    accumulate(kept, &batch);
+    for (int level = RECOMPUTE_NONE + 1; level < RECOMPUTE_LEVELS; level++) {
+        ModelSettings settings = odd_settings();
+        settings.recompute = (RecomputeLevel)level;
+        Training *recomputed = odd_training(device, settings);
+        check(recomputed->plan.bytes < kept->plan.bytes, "%s saves no memory",
+              recompute_name(settings.recompute));
+        accumulate(recomputed, &batch);
+        equal_gradient_bytes(recompute_name(settings.recompute), recomputed, kept);
+        training_close(recomputed);
+    }
+    training_close(kept);
+}
+
+static double step_tolerance(const Device *device) {
+    if (device->ops->storage == STORAGE_FLOAT64) return 1e-12;
+    return device->ops->storage == STORAGE_FLOAT32 ? 1e-5 : 2e-2;
+}
+
+static void chunked_head_equals_whole(void *argument) {
+    Device *device = (Device *)argument;
+    const OddBatch batch = odd_batch();
+    ModelSettings settings = odd_settings();
+    settings.loss_chunk = 48; // the last chunk is a part
+    Training *whole = odd_training(device, odd_settings()), *chunked = odd_training(device, settings);
+    const double loss = accumulate(whole, &batch), chunked_loss = accumulate(chunked, &batch);
+    check_close("loss", &chunked_loss, &loss, 1, 1e-6);
+    double *expected = get_gradients(whole), *gradients = get_gradients(chunked);
+    check_parameters(&whole->model.parameters, gradients, expected, step_tolerance(device));
+    free(expected);
+    free(gradients);
+    training_close(whole);
+    training_close(chunked);
+}
+
+static void accumulation_equals_a_larger_batch(void *argument) {
+    Device *device = (Device *)argument;
+    const OddBatch batch = odd_batch();
+    ModelSettings settings = odd_settings();
+    settings.batch = 1;
+    settings.micro_steps = ODD_BATCH;
+    Training *whole = odd_training(device, odd_settings()), *parts = odd_training(device, settings);
+    const double loss = accumulate(whole, &batch);
+    model_zero_gradients(&parts->model);
+    for (int64_t i = 0; i < ODD_BATCH; i++)
+        model_accumulate(&parts->model, i, batch.inputs + i * ODD_SEQ_LEN, batch.targets + i * ODD_SEQ_LEN,
+                         1.0 / ODD_ROWS);
+    const double parts_loss = model_losses(&parts->model) / ODD_ROWS;
+    check_close("loss", &parts_loss, &loss, 1, 1e-6);
+    double *expected = get_gradients(whole), *gradients = get_gradients(parts);
+    check_parameters(&whole->model.parameters, gradients, expected, step_tolerance(device));
+    free(expected);
+    free(gradients);
+    training_close(whole);
+    training_close(parts);
+}
+
+static void losses_see_no_future(void *argument) {
+    Device *device = (Device *)argument;
+    const StorageType type = accumulator_type(device->ops->storage);
+    OddBatch batch = odd_batch();
+    const int64_t changed = 130; // of the first sequence, from here on
+    Training *t = odd_training(device, odd_settings());
+    const double loss = model_evaluate(&t->model, batch.inputs, batch.targets);
+    double *before = download(device, t->model.losses, type, ODD_ROWS);
+    for (int64_t i = changed; i < ODD_SEQ_LEN; i++)
+        batch.inputs[i] = (int32_t)((batch.inputs[i] + 1) % odd_config.vocab_size);
+    check(model_evaluate(&t->model, batch.inputs, batch.targets) != loss, "the change had no effect");
+    double *after = download(device, t->model.losses, type, ODD_ROWS);
+    for (int64_t i = 0; i < ODD_ROWS; i++)
+        if (i < changed || i >= ODD_SEQ_LEN)
+            check(before[i] == after[i], "the loss at row %ld changed", (long)i);
+    check(before[changed] != after[changed], "the loss at the changed token did not change");
+    free(before);
+    free(after);
+    training_close(t);
+}
+
+static void evaluation_equals_the_trained_loss(void *argument) {
+    Device *device = (Device *)argument;
+    const OddBatch batch = odd_batch();
+    Training *t = odd_training(device, odd_settings());
+    const double trained = accumulate(t, &batch) * ODD_ROWS;
+    check(model_evaluate(&t->model, batch.inputs, batch.targets) == trained, "losses differ");
+    training_close(t);
+}
+
+static void logits_give_the_loss(void *argument) {
+    Device *device = (Device *)argument;
+    const StorageType storage = device->ops->storage;
+    const OddBatch batch = odd_batch();
+    enum { FIRST = 150, COUNT = 57 };
+    const size_t vocab = (size_t)odd_config.vocab_size;
+    Training *t = odd_training(device, odd_settings());
+    model_evaluate(&t->model, batch.inputs, batch.targets);
+    double *losses = download(device, t->model.losses, accumulator_type(storage), ODD_ROWS);
+    void *raw = host_allocate(COUNT * vocab, storage_size(storage), "logits");
+    double *logits = (double *)host_allocate(COUNT * vocab, sizeof(double), "logits");
+    model_logits(&t->model, raw, batch.inputs, FIRST, COUNT);
+    storage_to_double(logits, raw, storage, COUNT * vocab);
+    double expected[COUNT];
+    for (int row = 0; row < COUNT; row++) {
+        double sum = 0;
+        for (size_t i = 0; i < vocab; i++) sum += exp(logits[(size_t)row * vocab + i]);
+        expected[row] = log(sum) - logits[(size_t)row * vocab + (size_t)batch.targets[FIRST + row]];
+    }
+    check_close("losses", losses + FIRST, expected, COUNT, 1e-5);
+    free(losses);
+    free(raw);
+    free(logits);
+    training_close(t);
+}
+
+// An update too small for bfloat16 must not be lost: the master weights collect it.
+static void master_weights_collect_small_updates(void *argument) {
+    Device *device = (Device *)argument;
+    const OddBatch batch = odd_batch();
+    Training *t = odd_training(device, odd_settings());
+    const size_t count = (size_t)t->model.parameters.elements;
+    double *before = download(device, t->optimizer.master, accumulator_of(t), count);
+    for (int64_t step = 1; step <= 3; step++) {
+        accumulate(t, &batch);
+        optimizer_update(&t->optimizer, &t->model, step, 1e-5, optimizer_grad_norm(&t->optimizer, &t->model));
+    }
+    double *after = download(device, t->optimizer.master, accumulator_of(t), count);
+    double *weights = download(device, t->model.weights, device->ops->storage, count);
+    const Parameter *p = parameter_find(&t->model.parameters, PARAM_DOWN, 1);
+    size_t moved = 0;
+    for (int64_t i = p->offset; i < p->offset + p->count; i++) {
+        const double change = fabs(after[i] - before[i]);
+        moved += change > 1.5e-5 && change < 3.5e-5; // three steps of about 1e-5 each, mostly one way
+        check(fabs(weights[i] - after[i]) <= fabs(after[i]) * 0x1p-8, "weight %ld is not its rounded master",
+              (long)i);
+    }
+    check(moved > (size_t)p->count / 2, "only %zu of %ld master weights moved as they should", moved,
+          (long)p->count);
+    free(before);
+    free(after);
+    free(weights);
+    training_close(t);
+}
+
+// --- attention in pieces
+// -----------------------------------------------------------------------------------------
+
+static void pieces_equal_whole(void *argument) {
+    Device *device = (Device *)argument;
+    const StorageType storage = device->ops->storage, accumulator = accumulator_type(storage);
+    const int64_t batch = 2, seq_len = 331;
+    const int heads = 6, kv_heads = 2, dim = 32;
+    AttentionPlan plan = attention_plan(device, batch, seq_len, heads, kv_heads, dim, true, SIZE_MAX);
+    AttentionPlan cut = plan;
+    cut.kv_heads_per_call = 1;
+    cut.piece_len = 128;
+    attention_plan_sizes(device, &cut);
+    AttentionPlan by_heads = plan;
+    by_heads.kv_heads_per_call = 1;
+    attention_plan_sizes(device, &by_heads);
+
+    const size_t qkv_count = (size_t)(batch * seq_len * (heads + 2 * kv_heads) * dim);
+    const size_t out_count = (size_t)(batch * seq_len * heads * dim);
+    void *qkv, *out, *logsumexp, *grad_out, *grad_qkv, *workspace;
+    MemoryPlan memory = {0};
+    plan_add(&memory, qkv_count * storage_size(storage), &qkv, "qkv");
+    plan_add(&memory, out_count * storage_size(storage), &out, "out");
+    plan_add(&memory, (size_t)(batch * heads * seq_len) * storage_size(accumulator), &logsumexp, "logsumexp");
+    plan_add(&memory, out_count * storage_size(storage), &grad_out, "grad_out");
+    plan_add(&memory, qkv_count * storage_size(storage), &grad_qkv, "grad_qkv");
+    const size_t most =
+        plan.workspace_bytes > cut.workspace_bytes ? plan.workspace_bytes : cut.workspace_bytes;
+    plan_add(&memory, most + by_heads.workspace_bytes, &workspace, "workspace");
+    plan_allocate(&memory, device);
+    double *values = (double *)host_allocate(qkv_count, sizeof(double), "values");
+    random_fill(values, qkv_count);
+    upload(device, qkv, storage, values, qkv_count);
+    random_fill(values, out_count);
+    upload(device, grad_out, storage, values, out_count);
+    free(values);
+
+    attention_forward(device, &plan, out, logsumexp, qkv, workspace);
+    attention_backward(device, &plan, grad_qkv, grad_out, qkv, out, logsumexp, workspace);
+    double *whole = download(device, grad_qkv, storage, qkv_count);
+    const AttentionPlan *const cuts[] = {&cut, &by_heads};
+    const double tolerance = storage == STORAGE_FLOAT64 ? 1e-13 : storage == STORAGE_FLOAT32 ? 1e-5 : 8e-3;
+    for (size_t i = 0; i < COUNT_OF(cuts); i++) {
+        device->zero(device, grad_qkv, qkv_count * storage_size(storage));
+        attention_backward(device, cuts[i], grad_qkv, grad_out, qkv, out, logsumexp, workspace);
+        double *pieces = download(device, grad_qkv, storage, qkv_count);
+        check_close(i == 0 ? "cut by length" : "cut by heads", pieces, whole, qkv_count, tolerance);
+        free(pieces);
+    }
+    free(whole);
+    plan_release(&memory, device);
+    plan_clear(&memory);
+}
+
+static void float64_equivalences(void *unused) {
+    (void)unused;
+    Device *device = cpu_device_create(STORAGE_FLOAT64);
+    chunked_head_equals_whole(device);
+    accumulation_equals_a_larger_batch(device);
+    pieces_equal_whole(device);
+    device->destroy(device);
+}
+
+void test_model(Device *device) {
+    if (device->ops->storage == STORAGE_FLOAT32) {
+        test_run("model: two steps match PyTorch in float64", steps_match_pytorch, NULL);
+        test_run("model: equivalences in float64", float64_equivalences, NULL);
+    }
+    test_run("model: a step matches float64", step_matches_float64, device);
+    if (!strcmp(device->kind, "cuda"))
+        test_run("model: a step matches plain C in bfloat16", step_matches_plain_c, device);
+    test_run("model: steps repeat to the bit", steps_repeat_to_the_bit, device);
+    test_run("model: recompute changes no bit", recompute_changes_no_bit, device);
+    test_run("model: chunked head equals whole", chunked_head_equals_whole, device);
+    test_run("model: accumulation equals a larger batch", accumulation_equals_a_larger_batch, device);
+    test_run("model: losses see no future", losses_see_no_future, device);
+    test_run("model: evaluation equals the trained loss", evaluation_equals_the_trained_loss, device);
+    test_run("model: logits give the loss", logits_give_the_loss, device);
+    test_run("model: master weights collect small updates", master_weights_collect_small_updates, device);
+    test_run("model: attention in pieces equals whole", pieces_equal_whole, device);
+}

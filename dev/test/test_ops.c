@@ -1,0 +1,1144 @@
+// Every operation, described once in the table at the end of this file: the sizes to try it at, its tensors
+// in the order of its arguments, how to call it, and either a formula for its results or the operation it is
+// the backward of. From that description follow all checks:
+//   - in float64, results equal the formula, and gradients equal central differences of the forward;
+//   - results on the device under test equal those in float64 (and CUDA's those of the CPU in bfloat16) for
+//     inputs that were rounded to the device's storage type first;
+//   - running again, or with another number of CPU threads, gives the same bytes;
+//   - what is written is written whole (it holds NaN before), inputs stay as they were, and so does the
+//   memory
+//     before and after every tensor.
+#include "test.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+// --- descriptions
+// -------------------------------------------------------------------------------------------
+
+typedef enum { INPUT, WRITTEN, UPDATED } Role;
+typedef enum { STORED, ACCUMULATED, DOUBLE, INT32 } Element;
+
+typedef struct {
+    const char *name;
+    Role role;
+    Element element;
+    size_t count;
+    double *values; // what it holds before the operation
+} Tensor;
+
+// What an operation is tried at. Columns, inner and head_dim are rounded up to multiples of 8 on CUDA.
+typedef struct {
+    int64_t batch, rows, columns, inner;
+    int64_t keys; // of attention that is not causal; 0: as many as rows
+    int heads, kv_heads, head_dim;
+    bool causal;
+    int variant; // which of the operation's ways to be called
+} Sizes;
+
+enum { MAX_TENSORS = 12, MAX_SIZES = 9, PIECES = 3 };
+
+typedef struct Case Case;
+
+typedef struct {
+    const char *name;
+    const char *forward; // the operation that this one is the backward of, or NULL
+    void (*describe)(Case *c);
+    void (*run)(const Case *c, const Ops *ops, void **at, void *workspace, Stream *stream);
+    void (*formula)(const Case *c,
+                    double **values); // results from inputs, in place; NULL if there is `forward`
+    double tolerance;                 // of the bfloat16 results
+    Sizes sizes[MAX_SIZES];
+} Operation;
+
+struct Case {
+    const Operation *operation;
+    Sizes sizes;
+    AttentionShape attention[PIECES]; // of attention operations: of each call they make
+    int attention_count;
+    Tensor tensors[MAX_TENSORS];
+    int count;
+};
+
+// Adds a tensor of standard normal values to the case; what is only written has none.
+static double *add(Case *c, const char *name, Role role, Element element, int64_t count) {
+    Tensor *tensor = &c->tensors[c->count++];
+    *tensor = (Tensor){name, role, element, (size_t)count, NULL};
+    if (role == WRITTEN) return NULL;
+    tensor->values = host_allocate(tensor->count, sizeof(double), "a test tensor");
+    random_fill(tensor->values, tensor->count);
+    return tensor->values;
+}
+
+static void add_tokens(Case *c, const char *name, int64_t count, int64_t vocab) {
+    double *values = add(c, name, INPUT, INT32, count);
+    for (int64_t i = 0; i < count; i++) values[i] = (double)random_below((uint64_t)vocab);
+}
+
+static int find(const Case *c, const char *name) {
+    for (int i = 0; i < c->count; i++)
+        if (!strcmp(c->tensors[i].name, name)) return i;
+    return -1;
+}
+
+static Case make_case(const Operation *operation, Sizes sizes, int64_t alignment) {
+    sizes.columns = divide_up(sizes.columns, alignment) * alignment;
+    sizes.inner = divide_up(sizes.inner, alignment) * alignment;
+    sizes.head_dim = (int)(divide_up(sizes.head_dim, alignment) * alignment);
+    Case c = {.operation = operation, .sizes = sizes};
+    operation->describe(&c);
+    return c;
+}
+
+static void free_case(Case *c) {
+    for (int i = 0; i < c->count; i++) free(c->tensors[i].values);
+}
+
+static StorageType type_of(Element element, StorageType storage) {
+    return element == STORED ? storage : element == ACCUMULATED ? accumulator_type(storage) : STORAGE_FLOAT64;
+}
+
+static size_t bytes_of(const Tensor *tensor, StorageType storage) {
+    size_t size =
+        tensor->element == INT32 ? sizeof(int32_t) : storage_size(type_of(tensor->element, storage));
+    return tensor->count * size;
+}
+
+// Rounds every input to what a device of this storage type can hold.
+static void round_case(Case *c, StorageType storage) {
+    for (int i = 0; i < c->count; i++) {
+        Tensor *tensor = &c->tensors[i];
+        if (!tensor->values || tensor->element == INT32) continue;
+        StorageType type = type_of(tensor->element, storage);
+        void *rounded = host_allocate(tensor->count, storage_size(type), "a test tensor");
+        storage_from_double(rounded, type, tensor->values, tensor->count);
+        storage_to_double(tensor->values, rounded, type, tensor->count);
+        free(rounded);
+    }
+}
+
+// --- running them
+// -------------------------------------------------------------------------------------------
+
+// What a run leaves of each tensor: its bytes on the device, and as doubles.
+typedef struct {
+    unsigned char *bytes[MAX_TENSORS];
+    double *values[MAX_TENSORS];
+} Results;
+
+static void free_results(Results *results) {
+    for (int i = 0; i < MAX_TENSORS; i++) {
+        free(results->bytes[i]);
+        free(results->values[i]);
+    }
+}
+
+enum { GUARD = 256, GUARD_BYTE = 0xa5, POISON_BYTE = 0xff }; // bytes of 0xff are NaN in every floating type
+
+// The tensor as the device holds it, between two guards.
+static unsigned char *guarded_bytes(const Tensor *tensor, StorageType storage) {
+    const size_t bytes = bytes_of(tensor, storage);
+    unsigned char *host = host_allocate(bytes + 2 * GUARD, 1, "a test tensor");
+    memset(host, GUARD_BYTE, bytes + 2 * GUARD);
+    if (!tensor->values)
+        memset(host + GUARD, POISON_BYTE, bytes);
+    else if (tensor->element == INT32)
+        for (size_t i = 0; i < tensor->count; i++)
+            ((int32_t *)(host + GUARD))[i] = (int32_t)tensor->values[i];
+    else
+        storage_from_double(host + GUARD, type_of(tensor->element, storage), tensor->values, tensor->count);
+    return host;
+}
+
+static unsigned char *device_allocate(Device *device, size_t bytes) {
+    unsigned char *memory = device->allocate(device, bytes);
+    if (!memory) fatal("the test needs %zu bytes on %s", bytes, device->name);
+    return memory;
+}
+
+// Takes the tensor back from the device and checks what may not have changed.
+static void collect(Results *results, const Case *c, int index, Device *device, const void *memory,
+                    const unsigned char *before) {
+    const Tensor *tensor = &c->tensors[index];
+    const size_t bytes = bytes_of(tensor, device->ops->storage);
+    unsigned char *after = host_allocate(bytes + 2 * GUARD, 1, "a test tensor");
+    device->download(device, after, memory, bytes + 2 * GUARD);
+    check(!memcmp(after, before, GUARD), "%s: memory before %s was written", c->operation->name,
+          tensor->name);
+    check(!memcmp(after + GUARD + bytes, before + GUARD + bytes, GUARD), "%s: memory after %s was written",
+          c->operation->name, tensor->name);
+    if (tensor->role == INPUT)
+        check(!memcmp(after + GUARD, before + GUARD, bytes), "%s: the input %s was written",
+              c->operation->name, tensor->name);
+    results->bytes[index] = host_allocate(bytes, 1, "a test tensor");
+    memcpy(results->bytes[index], after + GUARD, bytes);
+    results->values[index] = host_allocate(tensor->count, sizeof(double), "a test tensor");
+    if (tensor->element == INT32)
+        memcpy(results->values[index], tensor->values, tensor->count * sizeof(double));
+    else
+        storage_to_double(results->values[index], after + GUARD,
+                          type_of(tensor->element, device->ops->storage), tensor->count);
+    free(after);
+}
+
+static Results run_case(const Case *c, Device *device) {
+    unsigned char *before[MAX_TENSORS], *memory[MAX_TENSORS];
+    void *at[MAX_TENSORS] = {NULL}, *workspace = NULL;
+    for (int i = 0; i < c->count; i++) {
+        const size_t bytes = bytes_of(&c->tensors[i], device->ops->storage) + 2 * GUARD;
+        before[i] = guarded_bytes(&c->tensors[i], device->ops->storage);
+        memory[i] = device_allocate(device, bytes);
+        device->upload(device, memory[i], before[i], bytes);
+        at[i] = memory[i] + GUARD;
+    }
+    size_t workspace_bytes = 0;
+    for (int i = 0; i < c->attention_count; i++) {
+        const bool backward = c->operation->forward != NULL;
+        size_t bytes = device->ops->attention_workspace(&c->attention[i], backward, device->stream);
+        if (bytes > workspace_bytes) workspace_bytes = bytes;
+    }
+    if (workspace_bytes > 0) workspace = device_allocate(device, workspace_bytes);
+    c->operation->run(c, device->ops, at, workspace, device->stream);
+    device->synchronize(device);
+    Results results = {0};
+    for (int i = 0; i < c->count; i++) {
+        collect(&results, c, i, device, memory[i], before[i]);
+        device->release(device, memory[i]);
+        free(before[i]);
+    }
+    if (workspace) device->release(device, workspace);
+    return results;
+}
+
+// --- the checks
+// ---------------------------------------------------------------------------------------------
+
+// What a check is about: operation, tensor, sizes.
+static char *label(const Case *c, const char *against, int tensor) {
+    const Sizes *s = &c->sizes;
+    return format_string(
+        "%s against %s: %s at batch %ld, rows %ld, columns %ld, inner %ld, heads %d/%d x %d%s, "
+        "variant %d",
+        c->operation->name, against, c->tensors[tensor].name, (long)s->batch, (long)s->rows, (long)s->columns,
+        (long)s->inner, s->heads, s->kv_heads, s->head_dim, s->causal ? " causal" : "", s->variant);
+}
+
+// `got` of every result against `expected`.
+static void check_results(const Case *c, const char *against, double *const *got, double *const *expected,
+                          double stored_tolerance, double accumulated_tolerance) {
+    for (int i = 0; i < c->count; i++) {
+        if (c->tensors[i].role == INPUT) continue;
+        char *what = label(c, against, i);
+        check_close(what, got[i], expected[i], c->tensors[i].count,
+                    c->tensors[i].element == STORED ? stored_tolerance : accumulated_tolerance);
+        free(what);
+    }
+}
+
+static void check_same_bytes(const Case *c, const char *against, const Results *a, const Results *b,
+                             StorageType storage) {
+    for (int i = 0; i < c->count; i++) {
+        char *what = label(c, against, i);
+        check(!memcmp(a->bytes[i], b->bytes[i], bytes_of(&c->tensors[i], storage)), "%s: other bytes", what);
+        free(what);
+    }
+}
+
+// The float64 results against the formula of the operation.
+static void check_formula(const Case *c, Device *float64) {
+    Results got = run_case(c, float64);
+    double *expected[MAX_TENSORS] = {NULL};
+    for (int i = 0; i < c->count; i++) {
+        const Tensor *tensor = &c->tensors[i];
+        expected[i] = host_allocate(tensor->count, sizeof(double), "a test tensor");
+        if (tensor->values) memcpy(expected[i], tensor->values, tensor->count * sizeof(double));
+    }
+    c->operation->formula(c, expected);
+    check_results(c, "formula", got.values, expected, 1e-12, 1e-12);
+    free_results(&got);
+    for (int i = 0; i < c->count; i++) free(expected[i]);
+}
+
+// The sum over the forward's results Y of <grad_Y, Y>, for the cotangents that the backward was given.
+static double scalar_of(const Case *forward, const Case *backward, Device *float64) {
+    Results results = run_case(forward, float64);
+    double total = 0;
+    for (int i = 0; i < backward->count; i++) {
+        const Tensor *cotangent = &backward->tensors[i];
+        if (cotangent->role != INPUT || strncmp(cotangent->name, "grad_", 5) != 0) continue;
+        // The residual stream that goes past a norm is the norm's x.
+        const char *name = strcmp(cotangent->name, "grad_residual") ? cotangent->name + 5 : "x";
+        const int result = find(forward, name);
+        for (size_t j = 0; j < cotangent->count; j++)
+            total += cotangent->values[j] * results.values[result][j];
+    }
+    free_results(&results);
+    return total;
+}
+
+// The float64 gradient grad_X against central differences of the forward along random directions in X.
+static void check_gradient(Case *forward, const Case *backward, const Results *gradients, int index,
+                           Device *float64) {
+    enum { DIRECTIONS = 3 };
+    const double epsilon = 1e-5;
+    const Tensor *gradient = &backward->tensors[index];
+    const Tensor *x = &forward->tensors[find(forward, gradient->name + 5)];
+    double *start = host_allocate(x->count, sizeof(double), "a test tensor");
+    double *direction = host_allocate(x->count, sizeof(double), "a test tensor");
+    memcpy(start, x->values, x->count * sizeof(double));
+    double analytic[DIRECTIONS] = {0}, numeric[DIRECTIONS];
+    for (int d = 0; d < DIRECTIONS; d++) {
+        random_fill(direction, x->count);
+        for (size_t i = 0; i < x->count; i++) {
+            const double prior = gradient->role == UPDATED ? gradient->values[i] : 0;
+            analytic[d] += direction[i] * (gradients->values[index][i] - prior);
+            x->values[i] = start[i] + epsilon * direction[i];
+        }
+        const double above = scalar_of(forward, backward, float64);
+        for (size_t i = 0; i < x->count; i++) x->values[i] = start[i] - epsilon * direction[i];
+        numeric[d] = (above - scalar_of(forward, backward, float64)) / (2 * epsilon);
+        memcpy(x->values, start, x->count * sizeof(double));
+    }
+    char *what = label(backward, "differences", index);
+    check_close(what, analytic, numeric, DIRECTIONS, 1e-7);
+    free(what);
+    free(direction);
+    free(start);
+}
+
+static const Operation *operation_named(const char *name);
+
+// The forward case that belongs to a backward one; the backward's inputs X, and Y where it wants results of
+// the forward, are set to the forward's.
+static Case join_forward(Case *backward, Device *float64) {
+    Sizes sizes = backward->sizes;
+    if (sizes.causal) sizes.keys = 0; // where it says where to cut
+    Case forward = make_case(operation_named(backward->operation->forward), sizes, 1);
+    Results results = run_case(&forward, float64);
+    for (int i = 0; i < backward->count; i++) {
+        const Tensor *to = &backward->tensors[i];
+        const int from = to->role == INPUT ? find(&forward, to->name) : -1;
+        if (from >= 0) memcpy(to->values, results.values[from], to->count * sizeof(double));
+    }
+    free_results(&results);
+    return forward;
+}
+
+static void check_gradients(Case *forward, const Case *backward, Device *float64) {
+    Results gradients = run_case(backward, float64);
+    for (int i = 0; i < backward->count; i++)
+        if (backward->tensors[i].role != INPUT) check_gradient(forward, backward, &gradients, i, float64);
+    free_results(&gradients);
+}
+
+// The devices of a run of the tests: the one under test, and those it is compared with.
+typedef struct {
+    Device *tested, *float64, *bfloat16;
+    Device *other_threads; // the tested device with another number of threads; NULL if that is no CPU
+} Devices;
+
+static void check_on_device(Case *c, const Devices *devices) {
+    Device *device = devices->tested;
+    const StorageType storage = device->ops->storage;
+    const double stored_tolerance = storage == STORAGE_BFLOAT16 ? c->operation->tolerance : 1e-5;
+    const double accumulated_tolerance = 1e-5;
+    round_case(c, storage);
+    Results got = run_case(c, device), again = run_case(c, device), exact = run_case(c, devices->float64);
+    check_same_bytes(c, "a second run", &again, &got, storage);
+    check_results(c, "float64", got.values, exact.values, stored_tolerance, accumulated_tolerance);
+    if (devices->other_threads) {
+        Results other = run_case(c, devices->other_threads);
+        check_same_bytes(c, "other threads", &other, &got, storage);
+        free_results(&other);
+    } else {
+        Results same_rounding = run_case(c, devices->bfloat16);
+        check_results(c, "bfloat16", got.values, same_rounding.values, stored_tolerance,
+                      accumulated_tolerance);
+        free_results(&same_rounding);
+    }
+    free_results(&got);
+    free_results(&again);
+    free_results(&exact);
+}
+
+// --- the operations: their tensors, how they are called, and what they should give
+// ------------------------------
+
+// The function of an operation's name that calls it.
+#define RUN(operation)                                                                                       \
+    static void run_##operation(const Case *c, const Ops *ops, void **at,                                    \
+                                void *workspace __attribute__((unused)), Stream *stream)
+
+static void describe_embedding_forward(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "out", WRITTEN, STORED, s->rows * s->columns);
+    add(c, "weight", INPUT, STORED, s->inner * s->columns);
+    add_tokens(c, "tokens", s->rows, s->inner);
+}
+
+RUN(embedding_forward) {
+    ops->embedding_forward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+}
+
+static void formula_embedding_forward(const Case *c, double **v) {
+    for (int64_t i = 0; i < c->sizes.rows; i++)
+        for (int64_t j = 0; j < c->sizes.columns; j++)
+            v[0][i * c->sizes.columns + j] = v[1][(int64_t)v[2][i] * c->sizes.columns + j];
+}
+
+static void describe_embedding_backward(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "grad_weight", UPDATED, ACCUMULATED, s->inner * s->columns);
+    add(c, "grad_out", INPUT, STORED, s->rows * s->columns);
+    add_tokens(c, "tokens", s->rows, s->inner);
+}
+
+RUN(embedding_backward) {
+    ops->embedding_backward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+}
+
+static void describe_rmsnorm_forward(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "out", WRITTEN, STORED, s->rows * s->columns);
+    add(c, "rstd", WRITTEN, ACCUMULATED, s->rows);
+    add(c, "x", INPUT, STORED, s->rows * s->columns);
+    add(c, "weight", INPUT, STORED, s->columns);
+}
+
+static const double norm_epsilon = 1e-3; // large enough to show
+
+RUN(rmsnorm_forward) {
+    ops->rmsnorm_forward(at[0], at[1], at[2], at[3], c->sizes.rows, c->sizes.columns, norm_epsilon, stream);
+}
+
+static void formula_rmsnorm_forward(const Case *c, double **v) {
+    const int64_t dim = c->sizes.columns;
+    for (int64_t i = 0; i < c->sizes.rows; i++) {
+        double squares = 0;
+        for (int64_t j = 0; j < dim; j++) squares += v[2][i * dim + j] * v[2][i * dim + j];
+        v[1][i] = 1 / sqrt(squares / (double)dim + norm_epsilon);
+        for (int64_t j = 0; j < dim; j++) v[0][i * dim + j] = v[2][i * dim + j] * v[1][i] * v[3][j];
+    }
+}
+
+// Variants: the residual's gradient stands elsewhere, or in grad_x already, or there is none.
+enum { RESIDUAL_APART, RESIDUAL_IN_PLACE, RESIDUAL_NONE };
+
+static void describe_rmsnorm_backward(Case *c) {
+    const Sizes *s = &c->sizes;
+    const int64_t count = s->rows * s->columns;
+    add(c, "grad_x", s->variant == RESIDUAL_IN_PLACE ? UPDATED : WRITTEN, STORED, count);
+    add(c, "grad_weight", UPDATED, ACCUMULATED, s->columns);
+    add(c, "grad_out", INPUT, STORED, count);
+    add(c, "x", INPUT, STORED, count);
+    add(c, "weight", INPUT, STORED, s->columns);
+    add(c, "rstd", INPUT, ACCUMULATED, s->rows);
+    if (s->variant == RESIDUAL_APART) add(c, "grad_residual", INPUT, STORED, count);
+}
+
+RUN(rmsnorm_backward) {
+    const void *residual = c->sizes.variant == RESIDUAL_APART      ? at[6]
+                           : c->sizes.variant == RESIDUAL_IN_PLACE ? at[0]
+                                                                   : NULL;
+    ops->rmsnorm_backward(at[0], at[1], residual, at[2], at[3], at[4], at[5], c->sizes.rows, c->sizes.columns,
+                          stream);
+}
+
+// Variants: nothing is added, or something that stands elsewhere, or what stands in out already.
+enum { ADDEND_NONE, ADDEND_APART, ADDEND_IN_PLACE };
+
+static void describe_linear_forward(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "out", s->variant == ADDEND_IN_PLACE ? UPDATED : WRITTEN, STORED, s->rows * s->columns);
+    add(c, "a", INPUT, STORED, s->rows * s->inner);
+    add(c, "weight", INPUT, STORED, s->columns * s->inner);
+    if (s->variant == ADDEND_APART) add(c, "addend", INPUT, STORED, s->rows * s->columns);
+}
+
+RUN(linear_forward) {
+    const Sizes *s = &c->sizes;
+    const void *addend = s->variant == ADDEND_APART ? at[3] : s->variant == ADDEND_IN_PLACE ? at[0] : NULL;
+    ops->linear_forward(at[0], at[1], at[2], addend, s->rows, s->columns, s->inner, stream);
+}
+
+static void formula_linear_forward(const Case *c, double **v) {
+    const Sizes *s = &c->sizes;
+    for (int64_t i = 0; i < s->rows; i++)
+        for (int64_t j = 0; j < s->columns; j++) {
+            double *out = &v[0][i * s->columns + j];
+            double sum = s->variant == ADDEND_APART      ? v[3][i * s->columns + j]
+                         : s->variant == ADDEND_IN_PLACE ? *out
+                                                         : 0;
+            for (int64_t k = 0; k < s->inner; k++) sum += v[1][i * s->inner + k] * v[2][j * s->inner + k];
+            *out = sum;
+        }
+}
+
+static void describe_linear_backward_input(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "grad_a", WRITTEN, STORED, s->rows * s->inner);
+    add(c, "grad_out", INPUT, STORED, s->rows * s->columns);
+    add(c, "weight", INPUT, STORED, s->columns * s->inner);
+}
+
+RUN(linear_backward_input) {
+    ops->linear_backward_input(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+}
+
+static void describe_linear_backward_weight(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "grad_weight", UPDATED, ACCUMULATED, s->columns * s->inner);
+    add(c, "grad_out", INPUT, STORED, s->rows * s->columns);
+    add(c, "a", INPUT, STORED, s->rows * s->inner);
+}
+
+RUN(linear_backward_weight) {
+    ops->linear_backward_weight(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+}
+
+// Variants: forward, or inverse. The first heads + kv_heads of heads + 2·kv_heads turn, as in a packed
+// projection.
+enum { ROPE_FORWARD, ROPE_INVERSE };
+
+static void describe_rope(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "x", UPDATED, STORED, s->batch * s->rows * (s->heads + 2 * s->kv_heads) * s->head_dim);
+    double *angles = add(c, "angles", INPUT, ACCUMULATED, s->rows * s->head_dim);
+    for (int64_t i = 0; i < s->rows * s->head_dim; i += 2) {
+        const double angle = angles[i];
+        angles[i] = cos(angle);
+        angles[i + 1] = sin(angle);
+    }
+}
+
+RUN(rope) {
+    const Sizes *s = &c->sizes;
+    ops->rope(at[0], at[1], s->batch, s->rows, s->heads + 2 * s->kv_heads, s->heads + s->kv_heads,
+              s->head_dim, s->variant == ROPE_INVERSE, stream);
+}
+
+static void formula_rope(const Case *c, double **v) {
+    const Sizes *s = &c->sizes;
+    const int64_t heads = s->heads + 2 * s->kv_heads, rotated = s->heads + s->kv_heads,
+                  half = s->head_dim / 2;
+    for (int64_t i = 0; i < s->batch * s->rows * heads * half; i++) {
+        const int64_t j = i % half, head = i / half % heads, token = i / half / heads % s->rows;
+        if (head >= rotated) continue;
+        double *x = v[0] + i / half * s->head_dim + j;
+        const double *angle = v[1] + (token * half + j) * 2;
+        const double cosine = angle[0], sine = s->variant == ROPE_INVERSE ? -angle[1] : angle[1];
+        const double a = x[0], b = x[half];
+        x[0] = a * cosine - b * sine;
+        x[half] = a * sine + b * cosine;
+    }
+}
+
+// Variants: every array by itself, or queries, keys and values packed in one [batch, seq_len, heads +
+// 2·kv_heads, head_dim] and the log-sum-exp part of one of a longer sequence, or scores around 90, whose exp
+// overflows a float.
+enum { APART, PACKED, APART_LARGE_SCORES };
+enum { LONGER = 5 }; // tokens that the longer sequence has more
+
+static AttentionStrides strides_of(int64_t seq_len, int64_t heads, int64_t head_dim) {
+    return (AttentionStrides){
+        .batch = seq_len * heads * head_dim, .token = heads * head_dim, .head = head_dim};
+}
+
+static void set_attention_shape(Case *c) {
+    const Sizes *s = &c->sizes;
+    const int64_t d = s->head_dim, all_heads = s->heads + 2 * s->kv_heads;
+    const int64_t key_len = s->keys > 0 ? s->keys : s->rows;
+    const bool packed = s->variant == PACKED;
+    const AttentionStrides query =
+        packed ? strides_of(s->rows, all_heads, d) : strides_of(s->rows, s->heads, d);
+    const AttentionStrides key = packed ? query : strides_of(key_len, s->kv_heads, d);
+    const int64_t logsumexp_len = s->rows + (packed ? LONGER : 0);
+    c->attention_count = 1;
+    c->attention[0] = (AttentionShape){.batch = s->batch,
+                                       .query_len = s->rows,
+                                       .key_len = key_len,
+                                       .heads = s->heads,
+                                       .kv_heads = s->kv_heads,
+                                       .head_dim = s->head_dim,
+                                       .causal = s->causal,
+                                       .deterministic = true,
+                                       .scale = 1 / sqrt((double)d),
+                                       .query = query,
+                                       .key = key,
+                                       .value = key,
+                                       .output = strides_of(s->rows, s->heads, d),
+                                       .logsumexp = {s->heads * logsumexp_len, 1, logsumexp_len},
+                                       .grad_query = query,
+                                       .grad_key = key,
+                                       .grad_value = key};
+}
+
+// query, key and value, or qkv, or their gradients.
+static void add_query_key_value(Case *c, Role role, const char *const names[4]) {
+    const Sizes *s = &c->sizes;
+    const AttentionShape *shape = &c->attention[0];
+    if (s->variant == PACKED) {
+        add(c, names[3], role, STORED, s->batch * s->rows * (s->heads + 2 * s->kv_heads) * s->head_dim);
+        return;
+    }
+    add(c, names[0], role, STORED, s->batch * s->rows * s->heads * s->head_dim);
+    add(c, names[1], role, STORED, s->batch * shape->key_len * s->kv_heads * s->head_dim);
+    add(c, names[2], role, STORED, s->batch * shape->key_len * s->kv_heads * s->head_dim);
+}
+
+// Splits tensor `index` of a packed case into queries, keys and values, elements of `size` bytes; of another
+// case those are the tensors themselves.
+static void split_query_key_value(void *parts[3], const Case *c, void **at, int index, size_t size) {
+    const Sizes *s = &c->sizes;
+    const size_t key_offset = (size_t)(s->heads * s->head_dim) * size;
+    const size_t value_offset = key_offset + (size_t)(s->kv_heads * s->head_dim) * size;
+    const bool packed = s->variant == PACKED;
+    parts[0] = at[index];
+    parts[1] = packed ? (char *)at[index] + key_offset : at[index + 1];
+    parts[2] = packed ? (char *)at[index] + value_offset : at[index + 2];
+}
+
+static const char *const query_key_value[4] = {"query", "key", "value", "qkv"};
+static const char *const gradients_of_them[4] = {"grad_query", "grad_key", "grad_value", "grad_qkv"};
+
+static void describe_attention_forward(Case *c) {
+    const Sizes *s = &c->sizes;
+    set_attention_shape(c);
+    add(c, "out", WRITTEN, STORED, s->batch * s->rows * s->heads * s->head_dim);
+    add(c, "logsumexp", s->variant == PACKED ? UPDATED : WRITTEN, ACCUMULATED,
+        s->batch * c->attention[0].logsumexp.batch);
+    add_query_key_value(c, INPUT, query_key_value);
+    if (s->variant != APART_LARGE_SCORES) return;
+    for (int i = find(c, "query"); i <= find(c, "key"); i++)
+        for (size_t j = 0; j < c->tensors[i].count; j += (size_t)s->head_dim) c->tensors[i].values[j] += 16;
+}
+
+RUN(attention_forward) {
+    void *in[3];
+    split_query_key_value(in, c, at, 2, storage_size(ops->storage));
+    ops->attention_forward(at[0], at[1], in[0], in[1], in[2], &c->attention[0], workspace, stream);
+}
+
+static int64_t token_at(AttentionStrides strides, int64_t batch, int64_t token, int64_t head) {
+    return batch * strides.batch + token * strides.token + head * strides.head;
+}
+
+// One query of one head: scores, softmax, weighted values.
+static void attend(double *out, double *logsumexp, const double *query, const double *keys,
+                   const double *values, const AttentionShape *shape, int64_t seen) {
+    double *scores = host_allocate((size_t)seen, sizeof(double), "scores");
+    double total = 0;
+    for (int64_t j = 0; j < seen; j++) {
+        double dot = 0;
+        for (int64_t d = 0; d < shape->head_dim; d++) dot += query[d] * keys[j * shape->key.token + d];
+        scores[j] = exp(shape->scale * dot);
+        total += scores[j];
+    }
+    *logsumexp = log(total);
+    for (int64_t d = 0; d < shape->head_dim; d++) {
+        out[d] = 0;
+        for (int64_t j = 0; j < seen; j++) out[d] += scores[j] / total * values[j * shape->value.token + d];
+    }
+    free(scores);
+}
+
+static void formula_attention_forward(const Case *c, double **v) {
+    const AttentionShape *shape = &c->attention[0];
+    void *in[3];
+    split_query_key_value(in, c, (void **)v, 2, sizeof(double));
+    for (int64_t batch = 0; batch < shape->batch; batch++)
+        for (int64_t head = 0; head < shape->heads; head++)
+            for (int64_t i = 0; i < shape->query_len; i++) {
+                const int64_t kv_head = head / (shape->heads / shape->kv_heads);
+                attend(v[0] + token_at(shape->output, batch, i, head),
+                       v[1] + token_at(shape->logsumexp, batch, i, head),
+                       (double *)in[0] + token_at(shape->query, batch, i, head),
+                       (double *)in[1] + token_at(shape->key, batch, 0, kv_head),
+                       (double *)in[2] + token_at(shape->value, batch, 0, kv_head), shape,
+                       shape->causal ? i + 1 : shape->key_len);
+            }
+}
+
+static void describe_attention_backward(Case *c) {
+    const Sizes *s = &c->sizes;
+    set_attention_shape(c);
+    add(c, "grad_out", INPUT, STORED, s->batch * s->rows * s->heads * s->head_dim);
+    add(c, "out", INPUT, STORED, s->batch * s->rows * s->heads * s->head_dim);
+    add(c, "logsumexp", INPUT, ACCUMULATED, s->batch * c->attention[0].logsumexp.batch);
+    add_query_key_value(c, WRITTEN, gradients_of_them);
+    add_query_key_value(c, INPUT, query_key_value);
+}
+
+RUN(attention_backward) {
+    void *grad[3], *in[3];
+    split_query_key_value(grad, c, at, 3, storage_size(ops->storage));
+    split_query_key_value(in, c, at, c->sizes.variant == PACKED ? 4 : 6, storage_size(ops->storage));
+    ops->attention_backward(grad[0], grad[1], grad[2], at[0], in[0], in[1], in[2], at[1], at[2],
+                            &c->attention[0], workspace, stream);
+}
+
+// Causal attention of `rows` tokens, cut after the first `keys` of them: both parts to themselves, which
+// gives grad_query, grad_key and grad_value, and the later queries with the earlier keys, which gives the
+// crossing ones. All with the log-sum-exp and the out of the whole.
+static void describe_attention_pieces(Case *c) {
+    const Sizes *s = &c->sizes;
+    const int64_t cut = s->keys, rest = s->rows - s->keys;
+    c->sizes.keys = 0;
+    set_attention_shape(c);
+    c->sizes.keys = cut;
+    AttentionShape *pieces = c->attention;
+    c->attention_count = PIECES;
+    pieces[1] = pieces[2] = pieces[0];
+    pieces[0].query_len = pieces[0].key_len = cut;
+    pieces[1].query_len = pieces[1].key_len = rest;
+    pieces[2].query_len = rest;
+    pieces[2].key_len = cut;
+    pieces[2].causal = false;
+    pieces[2].grad_query = strides_of(rest, s->heads, s->head_dim);
+    pieces[2].grad_key = pieces[2].grad_value = strides_of(cut, s->kv_heads, s->head_dim);
+
+    const int64_t query_count = s->batch * s->rows * s->heads * s->head_dim;
+    const int64_t key_count = s->batch * s->rows * s->kv_heads * s->head_dim;
+    const int64_t crossing_key_count = s->batch * cut * s->kv_heads * s->head_dim;
+    add(c, "grad_query", WRITTEN, STORED, query_count);
+    add(c, "grad_key", WRITTEN, STORED, key_count);
+    add(c, "grad_value", WRITTEN, STORED, key_count);
+    add(c, "crossing grad_query", WRITTEN, STORED, s->batch * rest * s->heads * s->head_dim);
+    add(c, "crossing grad_key", WRITTEN, STORED, crossing_key_count);
+    add(c, "crossing grad_value", WRITTEN, STORED, crossing_key_count);
+    add(c, "grad_out", INPUT, STORED, query_count);
+    add(c, "query", INPUT, STORED, query_count);
+    add(c, "key", INPUT, STORED, key_count);
+    add(c, "value", INPUT, STORED, key_count);
+    add(c, "out", INPUT, STORED, query_count);
+    add(c, "logsumexp", INPUT, ACCUMULATED, s->batch * s->heads * s->rows);
+}
+
+RUN(attention_pieces) {
+    const Sizes *s = &c->sizes;
+    const AttentionShape *pieces = c->attention;
+    const size_t size = storage_size(ops->storage);
+    const size_t query_bytes = (size_t)(s->keys * s->heads * s->head_dim) * size;
+    const size_t key_bytes = (size_t)(s->keys * s->kv_heads * s->head_dim) * size;
+    // Where the later part begins in each tensor.
+    char *later[MAX_TENSORS];
+    for (int i = 0; i < c->count; i++) {
+        const bool is_key = i == 1 || i == 2 || i == 8 || i == 9;
+        later[i] = (char *)at[i] + (is_key ? key_bytes : query_bytes);
+    }
+    later[11] = (char *)at[11] + (size_t)s->keys * storage_size(accumulator_type(ops->storage));
+    ops->attention_backward(at[0], at[1], at[2], at[6], at[7], at[8], at[9], at[10], at[11], &pieces[0],
+                            workspace, stream);
+    ops->attention_backward(later[0], later[1], later[2], later[6], later[7], later[8], later[9], later[10],
+                            later[11], &pieces[1], workspace, stream);
+    ops->attention_backward(at[3], at[4], at[5], later[6], later[7], at[8], at[9], later[10], later[11],
+                            &pieces[2], workspace, stream);
+}
+
+static void describe_swiglu_forward(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "out", WRITTEN, STORED, s->rows * s->columns);
+    add(c, "gate_up", INPUT, STORED, s->rows * 2 * s->columns);
+}
+
+RUN(swiglu_forward) {
+    ops->swiglu_forward(at[0], at[1], c->sizes.rows, c->sizes.columns, stream);
+}
+
+static void formula_swiglu_forward(const Case *c, double **v) {
+    const int64_t dim = c->sizes.columns;
+    for (int64_t i = 0; i < c->sizes.rows * dim; i++) {
+        const double gate = v[1][i / dim * 2 * dim + i % dim], up = v[1][i / dim * 2 * dim + dim + i % dim];
+        v[0][i] = gate / (1 + exp(-gate)) * up;
+    }
+}
+
+static void describe_swiglu_backward(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "grad_gate_up", WRITTEN, STORED, s->rows * 2 * s->columns);
+    add(c, "grad_out", INPUT, STORED, s->rows * s->columns);
+    add(c, "gate_up", INPUT, STORED, s->rows * 2 * s->columns);
+}
+
+RUN(swiglu_backward) {
+    ops->swiglu_backward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, stream);
+}
+
+// Variants: the losses alone, or the gradient too, scaled by -0.37.
+enum { LOSS_ALONE, LOSS_AND_GRADIENT };
+static const double gradient_scale = -0.37;
+
+static void describe_cross_entropy(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "losses", WRITTEN, ACCUMULATED, s->rows);
+    double *logits =
+        add(c, "logits", s->variant == LOSS_ALONE ? INPUT : UPDATED, STORED, s->rows * s->columns);
+    for (int64_t i = 0; i < s->rows * s->columns; i++)
+        logits[i] = 2 * logits[i] + 100; // exp(100) overflows a float
+    add_tokens(c, "targets", s->rows, s->columns);
+}
+
+RUN(cross_entropy) {
+    ops->cross_entropy(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns,
+                       c->sizes.variant == LOSS_ALONE ? 0 : gradient_scale, stream);
+}
+
+static void formula_cross_entropy(const Case *c, double **v) {
+    const int64_t vocab = c->sizes.columns;
+    for (int64_t i = 0; i < c->sizes.rows; i++) {
+        double *logits = v[1] + i * vocab, total = 0;
+        const int64_t target = (int64_t)v[2][i];
+        for (int64_t j = 0; j < vocab; j++) total += exp(logits[j]);
+        v[0][i] = log(total) - logits[target];
+        if (c->sizes.variant == LOSS_ALONE) continue;
+        for (int64_t j = 0; j < vocab; j++)
+            logits[j] = gradient_scale * (exp(logits[j]) / total - (j == target ? 1 : 0));
+    }
+}
+
+static void describe_sum(Case *c) {
+    add(c, "out", WRITTEN, DOUBLE, 1);
+    double *x = add(c, "x", INPUT, ACCUMULATED, c->sizes.columns);
+    for (int64_t i = 0; i < c->sizes.columns; i++) x[i] += 1; // so that the sum is far from zero
+}
+
+RUN(sum) {
+    ops->sum(at[0], at[1], c->sizes.columns, stream);
+}
+
+static void formula_sum(const Case *c, double **v) {
+    v[0][0] = 0;
+    for (int64_t i = 0; i < c->sizes.columns; i++) v[0][0] += v[1][i];
+}
+
+static void describe_sum_of_squares(Case *c) {
+    describe_sum(c);
+}
+
+RUN(sum_of_squares) {
+    ops->sum_of_squares(at[0], at[1], c->sizes.columns, stream);
+}
+
+static void formula_sum_of_squares(const Case *c, double **v) {
+    v[0][0] = 0;
+    for (int64_t i = 0; i < c->sizes.columns; i++) v[0][0] += v[1][i] * v[1][i];
+}
+
+// Rows of `inner` elements, `columns` of which are added.
+static void describe_accumulate_rows(Case *c) {
+    const Sizes *s = &c->sizes;
+    add(c, "out", UPDATED, ACCUMULATED, s->rows * s->inner);
+    add(c, "in", INPUT, STORED, s->rows * (s->inner + 8));
+}
+
+RUN(accumulate_rows) {
+    const Sizes *s = &c->sizes;
+    ops->accumulate_rows(at[0], s->inner, at[1], s->inner + 8, s->rows, s->columns, stream);
+}
+
+static void formula_accumulate_rows(const Case *c, double **v) {
+    const Sizes *s = &c->sizes;
+    for (int64_t i = 0; i < s->rows; i++)
+        for (int64_t j = 0; j < s->columns; j++) v[0][i * s->inner + j] += v[1][i * (s->inner + 8) + j];
+}
+
+static void describe_round_to_storage(Case *c) {
+    add(c, "out", WRITTEN, STORED, c->sizes.columns);
+    add(c, "in", INPUT, ACCUMULATED, c->sizes.columns);
+}
+
+RUN(round_to_storage) {
+    ops->round_to_storage(at[0], at[1], c->sizes.columns, stream);
+}
+
+static void formula_round_to_storage(const Case *c, double **v) {
+    memcpy(v[0], v[1], (size_t)c->sizes.columns * sizeof(double));
+}
+
+static const AdamwStep adamw_step = {.step = 3,
+                                     .learning_rate = 0.1,
+                                     .beta1 = 0.9,
+                                     .beta2 = 0.95,
+                                     .epsilon = 1e-2,
+                                     .weight_decay = 0.3,
+                                     .gradient_scale = 0.7};
+
+static void describe_adamw(Case *c) {
+    const int64_t count = c->sizes.columns;
+    add(c, "weights", WRITTEN, STORED, count);
+    add(c, "master", UPDATED, ACCUMULATED, count);
+    add(c, "m", UPDATED, ACCUMULATED, count);
+    double *v = add(c, "v", UPDATED, ACCUMULATED, count);
+    for (int64_t i = 0; i < count; i++) v[i] *= v[i];
+    add(c, "grad", INPUT, ACCUMULATED, count);
+}
+
+RUN(adamw) {
+    ops->adamw(at[0], at[1], at[2], at[3], at[4], c->sizes.columns, &adamw_step, stream);
+}
+
+static void formula_adamw(const Case *c, double **v) {
+    const AdamwStep *u = &adamw_step;
+    for (int64_t i = 0; i < c->sizes.columns; i++) {
+        const double g = u->gradient_scale * v[4][i];
+        v[2][i] = u->beta1 * v[2][i] + (1 - u->beta1) * g;
+        v[3][i] = u->beta2 * v[3][i] + (1 - u->beta2) * g * g;
+        const double m_hat = v[2][i] / (1 - pow(u->beta1, (double)u->step));
+        const double v_hat = v[3][i] / (1 - pow(u->beta2, (double)u->step));
+        v[1][i] -= u->learning_rate * (m_hat / (sqrt(v_hat) + u->epsilon) + u->weight_decay * v[1][i]);
+        v[0][i] = v[1][i];
+    }
+}
+
+// --- the table
+// ----------------------------------------------------------------------------------------------
+
+// Tolerances of what bfloat16 stores: one rounding moves a value by at most 2^-9 of it.
+#define ONE_ROUNDING 4e-3
+#define ATTENTION    1e-2 // where the probabilities may have been rounded too
+
+// clang-format off
+#define EMBEDDING_SIZES {                                                                                          \
+    {.rows = 1, .columns = 5, .inner = 3},                                                                         \
+    {.rows = 37, .columns = 33, .inner = 11},                                                                      \
+    {.rows = 300, .columns = 130, .inner = 1029}}
+#define NORM_SIZES {                                                                                               \
+    {.rows = 1, .columns = 3, .variant = RESIDUAL_NONE},                                                           \
+    {.rows = 19, .columns = 37, .variant = RESIDUAL_APART},                                                        \
+    {.rows = 5, .columns = 130, .variant = RESIDUAL_IN_PLACE},                                                     \
+    {.rows = 140, .columns = 1030, .variant = RESIDUAL_APART}}
+#define LINEAR_SIZES(variants) {                                                                                   \
+    {.rows = 1, .columns = 3, .inner = 5, .variant = 0},                                                           \
+    {.rows = 7, .columns = 1, .inner = 13, .variant = 1 % variants},                                               \
+    {.rows = 33, .columns = 70, .inner = 21, .variant = 2 % variants},                                             \
+    {.rows = 300, .columns = 257, .inner = 130, .variant = 1 % variants},                                          \
+    {.rows = 131, .columns = 61, .inner = 1030, .variant = 2 % variants},                                          \
+    {.rows = 1030, .columns = 130, .inner = 45, .variant = 0},                                                     \
+    {.rows = 67, .columns = 4101, .inner = 33, .variant = 1 % variants}}
+#define ROPE_SIZES {                                                                                               \
+    {.batch = 1, .rows = 1, .heads = 1, .kv_heads = 1, .head_dim = 2, .variant = ROPE_FORWARD},                    \
+    {.batch = 3, .rows = 19, .heads = 4, .kv_heads = 2, .head_dim = 6, .variant = ROPE_FORWARD},                   \
+    {.batch = 2, .rows = 19, .heads = 3, .kv_heads = 3, .head_dim = 70, .variant = ROPE_INVERSE},                  \
+    {.batch = 2, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = ROPE_INVERSE}}
+#define ATTENTION_SIZES                                                                                            \
+    {.batch = 1, .rows = 1, .keys = 9, .heads = 1, .kv_heads = 1, .head_dim = 3, .variant = APART},                \
+    {.batch = 2, .rows = 7, .heads = 2, .kv_heads = 2, .head_dim = 5, .causal = true, .variant = PACKED},          \
+    {.batch = 2, .rows = 65, .heads = 4, .kv_heads = 2, .head_dim = 8, .causal = true, .variant = APART},          \
+    {.batch = 1, .rows = 70, .keys = 131, .heads = 6, .kv_heads = 2, .head_dim = 22, .variant = APART},            \
+    {.batch = 2, .rows = 129, .heads = 3, .kv_heads = 1, .head_dim = 64, .variant = PACKED},                       \
+    {.batch = 1, .rows = 257, .heads = 4, .kv_heads = 2, .head_dim = 128, .causal = true, .variant = PACKED},      \
+    {.batch = 1, .rows = 384, .heads = 2, .kv_heads = 1, .head_dim = 96, .causal = true, .variant = APART},        \
+    {.batch = 1, .rows = 1000, .heads = 2, .kv_heads = 1, .head_dim = 64, .causal = true, .variant = PACKED}
+#define SWIGLU_SIZES {                                                                                             \
+    {.rows = 1, .columns = 1},                                                                                     \
+    {.rows = 37, .columns = 21},                                                                                   \
+    {.rows = 300, .columns = 1030}}
+#define LOSS_SIZES {                                                                                               \
+    {.rows = 1, .columns = 37, .variant = LOSS_ALONE},                                                             \
+    {.rows = 1, .columns = 37, .variant = LOSS_AND_GRADIENT},                                                      \
+    {.rows = 37, .columns = 259, .variant = LOSS_AND_GRADIENT},                                                    \
+    {.rows = 21, .columns = 4101, .variant = LOSS_ALONE},                                                         \
+    {.rows = 45, .columns = 4101, .variant = LOSS_AND_GRADIENT}}
+#define BLOCK_SIZES {                                                                                              \
+    {.rows = 1, .columns = 3, .inner = 5},                                                                         \
+    {.rows = 300, .columns = 130, .inner = 259}}
+#define FLAT_SIZES {{.columns = 1}, {.columns = 299}, {.columns = 100003}}
+#define FORWARD(op, tolerance, ...)                                                                                \
+    {#op, NULL, describe_##op, run_##op, formula_##op, tolerance, __VA_ARGS__}
+#define BACKWARD(op, forward, tolerance, ...)                                                                      \
+    {#op, #forward, describe_##op, run_##op, NULL, tolerance, __VA_ARGS__}
+
+static const Operation operations[] = {
+    FORWARD(embedding_forward, ONE_ROUNDING, EMBEDDING_SIZES),
+    BACKWARD(embedding_backward, embedding_forward, ONE_ROUNDING, EMBEDDING_SIZES),
+    FORWARD(rmsnorm_forward, ONE_ROUNDING, NORM_SIZES),
+    BACKWARD(rmsnorm_backward, rmsnorm_forward, ONE_ROUNDING, NORM_SIZES),
+    FORWARD(linear_forward, ONE_ROUNDING, LINEAR_SIZES(3)),
+    BACKWARD(linear_backward_input, linear_forward, ONE_ROUNDING, LINEAR_SIZES(1)),
+    BACKWARD(linear_backward_weight, linear_forward, ONE_ROUNDING, LINEAR_SIZES(1)),
+    FORWARD(rope, ONE_ROUNDING, ROPE_SIZES),
+    FORWARD(attention_forward, ATTENTION, {
+        ATTENTION_SIZES,
+        {.batch = 2, .rows = 70, .heads = 2, .kv_heads = 1, .head_dim = 8, .variant = APART_LARGE_SCORES}}),
+    BACKWARD(attention_backward, attention_forward, ATTENTION, {ATTENTION_SIZES}),
+    FORWARD(swiglu_forward, ONE_ROUNDING, SWIGLU_SIZES),
+    BACKWARD(swiglu_backward, swiglu_forward, ONE_ROUNDING, SWIGLU_SIZES),
+    FORWARD(cross_entropy, ONE_ROUNDING, LOSS_SIZES),
+    FORWARD(sum, ONE_ROUNDING, FLAT_SIZES),
+    FORWARD(sum_of_squares, ONE_ROUNDING, FLAT_SIZES),
+    FORWARD(accumulate_rows, ONE_ROUNDING, BLOCK_SIZES),
+    FORWARD(round_to_storage, ONE_ROUNDING, FLAT_SIZES),
+    FORWARD(adamw, ONE_ROUNDING, FLAT_SIZES),
+};
+
+static const Operation attention_pieces =
+    BACKWARD(attention_pieces, attention_forward, ATTENTION, {
+        {.batch = 2, .rows = 2, .keys = 1, .heads = 2, .kv_heads = 1, .head_dim = 6, .causal = true},
+        {.batch = 2, .rows = 131, .keys = 70, .heads = 4, .kv_heads = 2, .head_dim = 22, .causal = true},
+        {.batch = 1, .rows = 384, .keys = 192, .heads = 2, .kv_heads = 2, .head_dim = 64, .causal = true}});
+// clang-format on
+
+static const Operation *operation_named(const char *name) {
+    for (size_t i = 0; i < COUNT_OF(operations); i++)
+        if (!strcmp(operations[i].name, name)) return &operations[i];
+    fatal("no operation is named %s", name);
+}
+
+// --- the tests
+// ----------------------------------------------------------------------------------------------
+
+typedef struct {
+    const Operation *operation;
+    const Devices *devices;
+} Test;
+
+static int count_sizes(const Operation *operation) {
+    int count = 0;
+    while (count < MAX_SIZES && operation->sizes[count].rows + operation->sizes[count].columns > 0) count++;
+    return count;
+}
+
+static void test_in_float64(void *argument) {
+    const Test *test = (const Test *)argument;
+    Device *float64 = test->devices->float64;
+    for (int i = 0; i < count_sizes(test->operation); i++) {
+        Case c = make_case(test->operation, test->operation->sizes[i], 1);
+        if (test->operation->forward) {
+            Case forward = join_forward(&c, float64);
+            check_gradients(&forward, &c, float64);
+            free_case(&forward);
+        } else {
+            check_formula(&c, float64);
+        }
+        free_case(&c);
+    }
+}
+
+static int64_t alignment_of(const Device *device) {
+    return strcmp(device->kind, "cuda") ? 1 : 8;
+}
+
+static void test_on_device(void *argument) {
+    const Test *test = (const Test *)argument;
+    for (int i = 0; i < count_sizes(test->operation); i++) {
+        Case c = make_case(test->operation, test->operation->sizes[i], alignment_of(test->devices->tested));
+        if (test->operation->forward) {
+            Case forward = join_forward(&c, test->devices->float64);
+            free_case(&forward);
+        }
+        check_on_device(&c, test->devices);
+        free_case(&c);
+    }
+}
+
+// Adds the crossing piece [batch, part, width] of a gradient to the tokens from `first` on of [batch, rows,
+// width].
+static void add_crossing(double *whole, const double *crossing, int64_t first, int64_t part, int64_t rows,
+                         int64_t batch, int64_t width) {
+    for (int64_t i = 0; i < batch * part * width; i++)
+        whole[(i / width / part * rows + first + i / width % part) * width + i % width] += crossing[i];
+}
+
+// The pieces of a backward, summed, against the whole backward on the same device.
+static void check_sum_of_pieces(const Case *pieces, const Devices *devices) {
+    static const char *const names[] = {"grad_query", "grad_key", "grad_value"};
+    const Sizes *s = &pieces->sizes;
+    Sizes uncut = *s;
+    uncut.keys = 0;
+    Case whole = make_case(operation_named("attention_backward"), uncut, 1);
+    for (int i = 0; i < whole.count; i++) {
+        const Tensor *tensor = &whole.tensors[i];
+        if (tensor->role != INPUT) continue;
+        const Tensor *from = &pieces->tensors[find(pieces, tensor->name)];
+        memcpy(tensor->values, from->values, tensor->count * sizeof(double));
+    }
+    Results expected = run_case(&whole, devices->tested), got = run_case(pieces, devices->tested);
+    for (int i = 0; i < 3; i++) {
+        const int64_t first = i == 0 ? s->keys : 0, part = i == 0 ? s->rows - s->keys : s->keys;
+        const int64_t width = (i == 0 ? s->heads : s->kv_heads) * s->head_dim;
+        const double tolerance = devices->tested->ops->storage == STORAGE_BFLOAT16 ? ATTENTION : 1e-5;
+        add_crossing(got.values[i], got.values[3 + i], first, part, s->rows, s->batch, width);
+        char *what = label(pieces, "whole", i);
+        check_close(what, got.values[i], expected.values[find(&whole, names[i])], s->batch * s->rows * width,
+                    tolerance);
+        free(what);
+    }
+    free_results(&expected);
+    free_results(&got);
+    free_case(&whole);
+}
+
+static void test_attention_pieces(void *argument) {
+    const Test *test = (const Test *)argument;
+    for (int i = 0; i < count_sizes(test->operation); i++) {
+        Case pieces =
+            make_case(test->operation, test->operation->sizes[i], alignment_of(test->devices->tested));
+        Case forward = join_forward(&pieces, test->devices->float64);
+        check_on_device(&pieces, test->devices); // which rounds its inputs
+        check_sum_of_pieces(&pieces, test->devices);
+        free_case(&forward);
+        free_case(&pieces);
+    }
+}
+
+static void run_test(const char *where, void (*test)(void *), const Operation *operation,
+                     const Devices *devices) {
+    Test argument = {operation, devices};
+    char *name = format_string("%s: %s", where, operation->name);
+    test_run(name, test, &argument);
+    free(name);
+}
+
+// The same CPU device with one thread, or with three if it has one.
+static Device *with_other_threads(const Device *device) {
+    if (strcmp(device->kind, "cpu") != 0) return NULL;
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(threads > 1 ? 1 : 3);
+    Device *other = cpu_device_create(device->ops->storage);
+    omp_set_num_threads(threads);
+    return other;
+}
+
+static void test_memory(void *argument) {
+    Device *device = (Device *)argument;
+    unsigned char text[1000], back[1000];
+    for (size_t i = 0; i < sizeof(text); i++) text[i] = (unsigned char)random_below(256);
+    unsigned char *memory = device_allocate(device, sizeof(text));
+    check((uintptr_t)memory % 256 == 0, "device memory should be aligned to 256 bytes, is at %p",
+          (void *)memory);
+    device->upload(device, memory, text, sizeof(text));
+    device->zero(device, memory + 100, 7);
+    device->download(device, back, memory, sizeof(back));
+    memset(text + 100, 0, 7);
+    check(!memcmp(text, back, sizeof(text)), "what was uploaded, and zeroed in part, comes back otherwise");
+    device->release(device, memory);
+
+    size_t free_bytes, total_bytes;
+    device->memory(device, &free_bytes, &total_bytes);
+    check(free_bytes > 0 && free_bytes <= total_bytes, "%zu bytes free of %zu", free_bytes, total_bytes);
+    check(!device->allocate(device, 2 * total_bytes), "more memory was allocated than there is");
+}
+
+void test_ops(Device *device) {
+    Devices devices = {.tested = device,
+                       .float64 = cpu_device_create(STORAGE_FLOAT64),
+                       .bfloat16 = cpu_device_create(STORAGE_BFLOAT16),
+                       .other_threads = with_other_threads(device)};
+    // The checks in float64 need no other device: they are made once, with the CPU's default.
+    const bool is_default_cpu = device->ops->storage == STORAGE_FLOAT32;
+    for (size_t i = 0; is_default_cpu && i < COUNT_OF(operations); i++)
+        run_test("cpu float64", test_in_float64, &operations[i], &devices);
+    char *where = format_string("%s %s", device->kind, storage_dtype(device->ops->storage));
+    char *memory = format_string("%s: memory", where);
+    test_run(memory, test_memory, device);
+    free(memory);
+    for (size_t i = 0; i < COUNT_OF(operations); i++)
+        run_test(where, test_on_device, &operations[i], &devices);
+    run_test(where, test_attention_pieces, &attention_pieces, &devices);
+    free(where);
+    devices.float64->destroy(devices.float64);
+    devices.bfloat16->destroy(devices.bfloat16);
+    if (devices.other_threads) devices.other_threads->destroy(devices.other_threads);
+}

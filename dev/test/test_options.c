@@ -1,0 +1,215 @@
+// Options, schedules, FLOP counts and the memory plan: all that is settled before a run begins.
+#include "test.h"
+
+#include "../../llmc/activations.h"
+#include "../../llmc/flops.h"
+#include "../../llmc/options.h"
+#include "../../llmc/plan.h"
+#include "../../llmc/schedule.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// A command line as one string of words, over recorded options.
+typedef struct {
+    const char *words;
+    const cJSON *recorded;
+} CommandLine;
+
+static Options parse(CommandLine line) {
+    char *copy = format_string("train_lighthouse %s", line.words);
+    char *argv[64];
+    int argc = 0;
+    for (char *word = strtok(copy, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+    argv[argc] = NULL;
+    return options_parse(argc, argv, line.recorded); // copy stays: options may point into it
+}
+
+static void parse_and_check(void *argument) {
+    Options options = parse(*(CommandLine *)argument);
+    options_check(&options);
+}
+
+static void check_refused(const char *words, const cJSON *recorded, const char *message) {
+    CommandLine line = {words, recorded};
+    check_dies(parse_and_check, &line, message);
+}
+
+static void defaults_are_the_published_run(void *unused) {
+    (void)unused;
+    CommandLine none = {"--train-data x", NULL};
+    Options o = parse(none);
+    check(o.seq_len == 98304 && o.global_batch == 32 && o.batch_size == 1, "context or batch");
+    check(o.steps == 16000 && o.warmup_steps == 2000 && o.lr == 2e-3, "steps, warmup or lr");
+    check(o.beta1 == 0.9 && o.beta2 == 0.95 && o.weight_decay == 0.1 && o.grad_clip == 1, "AdamW");
+    check(o.config.layers == 30 && o.config.dim == 1024 && o.config.ffn_dim == 1536 &&
+              o.config.vocab_size == 128256,
+          "shape");
+    check(!strcmp(o.out, "out") && !o.deterministic && !o.plan, "run");
+}
+
+static void shapes_start_from_the_preset(void *unused) {
+    (void)unused;
+    CommandLine line = {"--layers 9 --model tiny --rope-theta 5e5", NULL};
+    Options o = parse(line);
+    check(o.config.layers == 9 && o.config.dim == 128 && o.config.kv_heads == 2 && o.config.rope_theta == 5e5,
+          "layers %ld dim %ld kv_heads %ld theta %g", (long)o.config.layers, (long)o.config.dim,
+          (long)o.config.kv_heads, o.config.rope_theta);
+}
+
+static void bad_values_are_refused(void *unused) {
+    (void)unused;
+    check_refused("--train-data x --learning-rate 1", NULL, "--learning-rate");
+    check_refused("--train-data x --lrr 1", NULL, "did you mean --lr?");
+    check_refused("--train-data x --steps", NULL, "--steps needs a value");
+    check_refused("--train-data x --steps ten", NULL, "--steps ten: expected a whole number");
+    check_refused("--train-data x --steps 10.5", NULL, "expected a whole number");
+    check_refused("--train-data x --steps 99999999999999999999", NULL, "expected a whole number");
+    check_refused("--train-data x --lr nan", NULL, "--lr nan: expected a number");
+    check_refused("--train-data x --lr 1e-3x", NULL, "--lr 1e-3x: expected a number");
+    check_refused("--train-data x --lr -1", NULL, "--lr -1: expected a value from 0");
+    check_refused("--train-data x --beta2 1", NULL, "--beta2 1: expected a value");
+    check_refused("--train-data x --keep 0", NULL, "--keep 0: expected a value from 1");
+    check_refused("--train-data x --lr-schedule cos", NULL,
+                  "--lr-schedule cos: expected one of constant|linear");
+    check_refused("--train-data x --model 531M", NULL, "--model 531M: expected one of tiny|");
+    check_refused("--train-data x --deterministic yes", NULL, "--deterministic yes: expected on or off");
+    check_refused("--train-data x stray", NULL, "unexpected argument \"stray\"");
+    check_refused("--train-data x --global-batch 7 --batch-size 2", NULL,
+                  "--global-batch 7 is not a multiple");
+    check_refused("--seq-len 128", NULL, "--train-data is needed");
+}
+
+static void resume_restores_and_overrides(void *unused) {
+    (void)unused;
+    CommandLine first = {
+        "--train-data a --model tiny --layers 3 --seq-len 256 --lr 0.000123456789012345 --seed 7 "
+        "--lr-schedule wsd --deterministic on --steps 20 --out there --device cpu",
+        NULL};
+    Options before = parse(first);
+    before.dtype = "float32"; // as a run settles it
+    cJSON *record = options_record(&before);
+    check(!cJSON_GetObjectItem(record, "out") && !cJSON_GetObjectItem(record, "device"),
+          "what belongs to one start was recorded");
+
+    CommandLine again = {"--resume there/step_00000010 --steps 40", record};
+    Options after = parse(again);
+    check(after.config.layers == 3 && after.config.dim == 128 && after.seq_len == 256 && after.seed == 7,
+          "restored");
+    check(after.lr == before.lr && !strcmp(after.lr_schedule, "wsd") && after.deterministic, "restored");
+    check(after.steps == 40, "--steps on the command line was overridden");
+    check(!strcmp(after.out, "there/step_00000010/.."), "--out should be where the checkpoint is, is %s",
+          after.out);
+    check(!strcmp(after.device, "auto"), "--device should not be restored");
+
+    check_refused("--resume latest --seq-len 512", record,
+                  "--seq-len 512: the checkpoint was trained with 256");
+    check_refused("--resume latest --layers 4", record, "--layers 4: the checkpoint was trained with 3");
+    check_refused("--resume latest --model 10M", record, "the checkpoint was trained with");
+    check_refused("--resume latest --seed 8", record, "--seed 8: the checkpoint was trained with 7");
+    cJSON_Delete(record);
+}
+
+static void schedules_have_their_values(void *unused) {
+    (void)unused;
+    static const struct {
+        ScheduleKind kind;
+        int64_t step;
+        double expected;
+    } cases[] = {
+        // 10 steps of warmup, 100 in all, peak 2, final 0.1 of it: warmup is the same for every kind
+        {SCHEDULE_CONSTANT, 0, 0.2},
+        {SCHEDULE_COSINE, 4, 1.0},
+        {SCHEDULE_LINEAR, 9, 2.0},
+        {SCHEDULE_CONSTANT, 10, 2.0},
+        {SCHEDULE_CONSTANT, 99, 2.0},
+        {SCHEDULE_LINEAR, 54, 1.1}, // half of the 90 steps from step 9 to step 99
+        {SCHEDULE_LINEAR, 99, 0.2},
+        {SCHEDULE_COSINE, 54, 1.1},
+        {SCHEDULE_COSINE, 24, 0.2 + 1.8 * 0.5 * (1 + 0.8660254037844387)}, // a sixth: cos 30 degrees
+        {SCHEDULE_COSINE, 99, 0.2},
+        {SCHEDULE_WSD, 79, 2.0}, // decays over the last fifth: from step 79
+        {SCHEDULE_WSD, 89, 1.1},
+        {SCHEDULE_WSD, 99, 0.2},
+        {SCHEDULE_LINEAR, 150, 0.2}, // beyond the end it stays there
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        Schedule schedule = {cases[i].kind, 2.0, 0.1, 0.2, 10, 100};
+        double value = schedule_learning_rate(&schedule, cases[i].step);
+        check(fabs(value - cases[i].expected) < 1e-12, "kind %d step %ld: %.15g, expected %.15g",
+              cases[i].kind, (long)cases[i].step, value, cases[i].expected);
+    }
+    Schedule cold = {SCHEDULE_LINEAR, 1, 0, 0, 0, 5}; // no warmup: the peak is at the first step
+    check(schedule_learning_rate(&cold, 0) == 1 && schedule_learning_rate(&cold, 4) == 0, "without warmup");
+}
+
+static void flops_are_counted(void *unused) {
+    (void)unused;
+    // By hand: 2 layers of width 8, 4 heads of 2, 2 kv heads, ffn 12, vocabulary 10, 7 tokens.
+    ModelConfig config = {10, 8, 2, 4, 2, 12, 1e4, 1e-5};
+    FlopsPerToken flops = flops_per_token(&config, 7);
+    const double weights = 2 * (8 * 16 + 8 * 8 + 3 * 8 * 12) + 10 * 8;
+    check(flops.linear == 6 * weights, "linear: %g, expected %g", flops.linear, 6 * weights);
+    // A token sees (1 + … + 7)/7 = 4 keys: 2 products · 2 operations · 4 heads · 2 · 4 keys, per layer,
+    // times 3.
+    check(flops.attention == 3 * 2 * (2 * 2 * 4 * 2 * 4), "attention: %g", flops.attention);
+}
+
+static void recompute_levels_keep_less_and_less(void *unused) {
+    (void)unused;
+    const ModelConfig *config = model_preset("530M");
+    size_t before = SIZE_MAX;
+    for (int level = 0; level < RECOMPUTE_LEVELS; level++) {
+        check(recompute_level(recompute_name((RecomputeLevel)level)) == (RecomputeLevel)level, "name of %d",
+              level);
+        size_t kept = 0;
+        for (int kind = 0; kind < ACTIVATION_KINDS; kind++)
+            if (activation_kept((ActivationKind)kind, (RecomputeLevel)level))
+                kept += activation_bytes((ActivationKind)kind, config, 32768, STORAGE_BFLOAT16);
+        check(kept < before, "%s keeps %zu bytes a layer, the level before %zu",
+              recompute_name((RecomputeLevel)level), kept, before);
+        before = kept;
+    }
+    check(before == (size_t)32768 * 1024 * 2, "block keeps the layer's input alone, not %zu bytes", before);
+    check(recompute_level("auto") == RECOMPUTE_LEVELS, "auto is no level");
+}
+
+static void allocate_too_much(void *argument) {
+    Device *device = cpu_device_create(STORAGE_FLOAT32);
+    MemoryPlan *plan = (MemoryPlan *)argument;
+    plan_allocate(plan, device);
+}
+
+static void plan_names_what_does_not_fit(void *unused) {
+    (void)unused;
+    Device *device = cpu_device_create(STORAGE_FLOAT32);
+    MemoryPlan plan = {0};
+    void *small, *none = &plan, *huge;
+    plan_add(&plan, 1000, &small, "something small");
+    plan_add(&plan, 0, &none, "nothing");
+    check(none == NULL && plan.count == 1, "an empty entry has no memory");
+    check(plan_fits(&plan, device), "1000 bytes should fit");
+    plan_allocate(&plan, device);
+    check(small != NULL, "allocated");
+    plan_release(&plan, device);
+    plan_add(&plan, (size_t)1 << 50, &huge, "layer %d of too much", 3);
+    check(plan.bytes == ((size_t)1 << 50) + 1000, "the sum");
+    check(!plan_fits(&plan, device), "a petabyte should not fit");
+    check_dies(allocate_too_much, &plan, "no room for layer 3 of too much (1024.00 TiB)");
+    plan_clear(&plan);
+    device->destroy(device);
+}
+
+void test_options(void) {
+    test_run("options: defaults are the published run", defaults_are_the_published_run, NULL);
+    test_run("options: shapes start from the preset", shapes_start_from_the_preset, NULL);
+    test_run("options: bad values are refused", bad_values_are_refused, NULL);
+    test_run("options: resume restores, overrides, and refuses other shapes", resume_restores_and_overrides,
+             NULL);
+    test_run("schedule: values of every kind", schedules_have_their_values, NULL);
+    test_run("flops: counted by hand", flops_are_counted, NULL);
+    test_run("activations: recompute levels keep less and less", recompute_levels_keep_less_and_less, NULL);
+    test_run("plan: names what does not fit", plan_names_what_does_not_fit, NULL);
+}

@@ -1,0 +1,56 @@
+#include "common.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+
+static void print_line(const char *prefix, const char *format, va_list arguments) {
+    fflush(stdout);
+    fputs(prefix, stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    fflush(stderr);
+}
+
+void fatal(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    print_line("error: ", format, arguments);
+    va_end(arguments);
+    exit(1);
+}
+
+void warning(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    print_line("warning: ", format, arguments);
+    va_end(arguments);
+}
+
+void *host_allocate(size_t count, size_t size, const char *what) {
+    void *memory = calloc(count > 0 ? count : 1, size);
+    if (!memory) fatal("out of host memory: %s needs %zu x %zu bytes", what, count, size);
+    return memory;
+}
+
+char *format_string(const char *format, ...) {
+    va_list arguments, again;
+    va_start(arguments, format);
+    va_copy(again, arguments);
+    int length = vsnprintf(NULL, 0, format, arguments);
+    va_end(arguments);
+    char *text = (char *)host_allocate((size_t)length + 1, 1, "a string");
+    vsnprintf(text, (size_t)length + 1, format, again);
+    va_end(again);
+    return text;
+}
+
+char *format_bytes(char text[32], double bytes) {
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    size_t unit = 0;
+    while (bytes >= 1024 && unit + 1 < COUNT_OF(units)) {
+        bytes /= 1024;
+        unit++;
+    }
+    snprintf(text, 32, unit == 0 ? "%.0f %s" : "%.2f %s", bytes, units[unit]);
+    return text;
+}

@@ -1,0 +1,45 @@
+// What every file needs: errors that speak to the user, and allocation that cannot fail silently.
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#define NORETURN [[noreturn]]
+#else
+#define NORETURN _Noreturn
+#endif
+
+#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
+// Prints "error: " and the message as one line on stderr, and exits with code 1. For what the user or the
+// machine got wrong: say what, the value, and what would be right. `assert` is for our own mistakes.
+NORETURN void fatal(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Prints "warning: " and the message as one line on stderr.
+void warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Zeroed host memory for `count` elements of `size` bytes; `what` names it if there is none.
+void *host_allocate(size_t count, size_t size, const char *what);
+
+// The formatted string in memory of its own; the caller frees it.
+char *format_string(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// `bytes` as "12.34 GiB" (or MiB, KiB, B) in `text`, which is also returned.
+char *format_bytes(char text[32], double bytes);
+
+static inline int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static inline int64_t max_i64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+static inline int64_t divide_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+#ifdef __cplusplus
+}
+#endif

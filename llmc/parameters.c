@@ -1,0 +1,137 @@
+#include "parameters.h"
+
+#include "random.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum { IN_MODEL, IN_EVERY_LAYER } Place;
+
+// One row per kind of tensor; sizes that depend on the model are looked up by `Size`.
+typedef enum { ONE, VOCAB, DIM, QUERY_DIM, KV_DIM, FFN } Size;
+typedef enum { ONES, NORMAL_UNIT, NORMAL_HEAD, NORMAL_FIXED, NORMAL_BY_DEPTH } Init;
+
+static const struct {
+    ParameterKind kind;
+    Place place;
+    const char *name; // %ld is the layer
+    Size rows, columns;
+    Init init;
+    bool joins_previous; // no padding between this tensor and the one before it
+} kinds[] = {
+    {PARAM_EMBEDDING, IN_MODEL, "model.embed_tokens.weight", VOCAB, DIM, NORMAL_UNIT, false},
+    {PARAM_QUERY, IN_EVERY_LAYER, "model.layers.%ld.self_attn.q_proj.weight", QUERY_DIM, DIM, NORMAL_FIXED,
+     false},
+    {PARAM_KEY, IN_EVERY_LAYER, "model.layers.%ld.self_attn.k_proj.weight", KV_DIM, DIM, NORMAL_FIXED, true},
+    {PARAM_VALUE, IN_EVERY_LAYER, "model.layers.%ld.self_attn.v_proj.weight", KV_DIM, DIM, NORMAL_FIXED,
+     true},
+    {PARAM_ATTENTION_OUT, IN_EVERY_LAYER, "model.layers.%ld.self_attn.o_proj.weight", DIM, QUERY_DIM,
+     NORMAL_BY_DEPTH, false},
+    {PARAM_GATE, IN_EVERY_LAYER, "model.layers.%ld.mlp.gate_proj.weight", FFN, DIM, NORMAL_FIXED, false},
+    {PARAM_UP, IN_EVERY_LAYER, "model.layers.%ld.mlp.up_proj.weight", FFN, DIM, NORMAL_BY_DEPTH, true},
+    {PARAM_DOWN, IN_EVERY_LAYER, "model.layers.%ld.mlp.down_proj.weight", DIM, FFN, NORMAL_BY_DEPTH, false},
+    {PARAM_HEAD, IN_MODEL, "lm_head.weight", VOCAB, DIM, NORMAL_HEAD, false},
+    {PARAM_ATTENTION_NORM, IN_EVERY_LAYER, "model.layers.%ld.input_layernorm.weight", DIM, ONE, ONES, false},
+    {PARAM_FFN_NORM, IN_EVERY_LAYER, "model.layers.%ld.post_attention_layernorm.weight", DIM, ONE, ONES,
+     false},
+    {PARAM_FINAL_NORM, IN_MODEL, "model.norm.weight", DIM, ONE, ONES, false},
+};
+
+static int64_t size_of(Size size, const ModelConfig *config) {
+    switch (size) {
+        case ONE: return 1;
+        case VOCAB: return config->vocab_size;
+        case DIM: return config->dim;
+        case QUERY_DIM: return config->heads * head_dim(config);
+        case KV_DIM: return config->kv_heads * head_dim(config);
+        case FFN: return config->ffn_dim;
+    }
+    return 0;
+}
+
+// As torchtitan initializes Llama 3; its truncated normals cut at ±2 absolute, which binds for none but the
+// head's, which cuts at three standard deviations.
+static double init_std(Init init, int64_t layer, const ModelConfig *config) {
+    switch (init) {
+        case ONES: return 0;
+        case NORMAL_UNIT: return 1;
+        case NORMAL_HEAD: return 1 / sqrt((double)config->dim);
+        case NORMAL_FIXED: return 0.02;
+        case NORMAL_BY_DEPTH: return 0.02 / sqrt(2.0 * (double)(layer + 1));
+    }
+    return 0;
+}
+
+static void add_parameter(ParameterTable *table, size_t row, int64_t layer, const ModelConfig *config) {
+    Parameter *p = &table->list[table->count++];
+    p->kind = kinds[row].kind;
+    p->layer = layer;
+    const char *number = strstr(kinds[row].name, "%ld");
+    if (number)
+        snprintf(p->name, sizeof(p->name), "%.*s%ld%s", (int)(number - kinds[row].name), kinds[row].name,
+                 (long)layer, number + 3);
+    else
+        snprintf(p->name, sizeof(p->name), "%s", kinds[row].name);
+    p->shape[0] = size_of(kinds[row].rows, config);
+    p->shape[1] = size_of(kinds[row].columns, config);
+    p->dims = kinds[row].columns == ONE ? 1 : 2;
+    p->count = p->shape[0] * p->shape[1];
+    p->decay = p->dims == 2;
+    p->init_std = init_std(kinds[row].init, layer, config);
+    p->init_cut = kinds[row].init == NORMAL_HEAD ? 3 : 0;
+    if (!kinds[row].joins_previous)
+        table->elements = divide_up(table->elements, PARAMETER_ALIGNMENT) * PARAMETER_ALIGNMENT;
+    p->offset = table->elements;
+    table->elements += p->count;
+    table->model_size += p->count;
+}
+
+ParameterTable parameter_table_create(const ModelConfig *config) {
+    ParameterTable table = {0};
+    table.layers = config->layers;
+    table.list = (Parameter *)host_allocate(COUNT_OF(kinds) * (size_t)config->layers, sizeof(Parameter),
+                                            "the parameter table");
+    // Kinds of one place that stand next to each other in the list repeat together, layer by layer.
+    for (size_t first = 0; first < COUNT_OF(kinds);) {
+        size_t end = first + 1;
+        if (kinds[first].place == IN_EVERY_LAYER)
+            while (end < COUNT_OF(kinds) && kinds[end].place == IN_EVERY_LAYER) end++;
+        int64_t repeats = kinds[first].place == IN_EVERY_LAYER ? config->layers : 1;
+        for (int64_t layer = 0; layer < repeats; layer++)
+            for (size_t row = first; row < end; row++) add_parameter(&table, row, layer, config);
+        first = end;
+    }
+    table.elements = divide_up(table.elements, PARAMETER_ALIGNMENT) * PARAMETER_ALIGNMENT;
+    return table;
+}
+
+void parameter_table_free(ParameterTable *table) {
+    free(table->list);
+    *table = (ParameterTable){0};
+}
+
+const Parameter *parameter_find(const ParameterTable *table, ParameterKind kind, int64_t layer) {
+    for (int i = 0; i < table->count; i++)
+        if (table->list[i].kind == kind && table->list[i].layer == layer) return &table->list[i];
+    assert(!"no such parameter");
+    return NULL;
+}
+
+void parameter_initialize(float *out, const Parameter *parameter, uint64_t seed) {
+    const uint64_t key = random_key(seed, parameter->name);
+    const uint64_t draws_per_element = 64; // a draw beyond 3σ happens once in 370: 64 in a row never
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < parameter->count; i++) {
+        if (parameter->init_std == 0) {
+            out[i] = 1;
+            continue;
+        }
+        uint64_t draw = (uint64_t)i * draws_per_element;
+        double value = random_normal(key, draw);
+        while (parameter->init_cut > 0 && fabs(value) > parameter->init_cut)
+            value = random_normal(key, ++draw);
+        out[i] = (float)(value * parameter->init_std);
+    }
+}

@@ -1,0 +1,63 @@
+// The parameter table: one row per tensor of the model. It drives allocation, initialization, the optimizer,
+// checkpoints, export and tests. All tensors lie one after the other in flat buffers (weights, gradients,
+// master weights, moments) at the offsets given here.
+#pragma once
+#include "config.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    PARAM_EMBEDDING,
+    PARAM_QUERY, // query, key and value stand together, so they are also one [qkv_dim, dim] matrix
+    PARAM_KEY,
+    PARAM_VALUE,
+    PARAM_ATTENTION_OUT,
+    PARAM_GATE, // gate and up stand together, so they are also one [2*ffn_dim, dim] matrix
+    PARAM_UP,
+    PARAM_DOWN,
+    PARAM_HEAD,
+    PARAM_ATTENTION_NORM,
+    PARAM_FFN_NORM,
+    PARAM_FINAL_NORM,
+    PARAM_KINDS
+} ParameterKind;
+
+typedef struct {
+    char name[80]; // as Hugging Face names it
+    ParameterKind kind;
+    int64_t layer; // 0 for tensors outside the layers
+    int dims;      // 1 or 2
+    int64_t shape[2];
+    int64_t count;   // elements
+    int64_t offset;  // first element in the flat buffers
+    bool decay;      // whether weight decay applies unless it applies to all
+    double init_std; // 0: all ones
+    double init_cut; // draws beyond this many standard deviations are drawn again; 0: never
+} Parameter;
+
+typedef struct {
+    Parameter *list; // in the order of the flat buffers; the tensors with decay come first
+    int count;
+    int64_t elements;   // of a flat buffer; a multiple of PARAMETER_ALIGNMENT, padding included
+    int64_t model_size; // parameters proper
+    int64_t layers;
+} ParameterTable;
+
+// Tensors (groups that stand together) start at a multiple of this many elements, for 16-byte accesses.
+#define PARAMETER_ALIGNMENT 8
+
+ParameterTable parameter_table_create(const ModelConfig *config);
+void parameter_table_free(ParameterTable *table);
+
+// The tensor of that kind in that layer.
+const Parameter *parameter_find(const ParameterTable *table, ParameterKind kind, int64_t layer);
+
+// Initial values of one tensor as float, into out[parameter->count]. Element i depends on the seed, the
+// tensor's name and i alone, whatever the number of threads or ranks.
+void parameter_initialize(float *out, const Parameter *parameter, uint64_t seed);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,34 @@
+// test_lighthouse: the self-test. Every operation and the whole step, on the devices this was built for.
+#include "dev/test/test.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void test_device(Device *device) {
+    printf("--- %s, %s\n", device->name, storage_dtype(device->ops->storage));
+    test_ops(device);
+    test_model(device);
+    device->destroy(device);
+}
+
+// Without arguments everything; with "cpu" or "cuda" only the tests of that device's operations and steps.
+int main(int argc, char **argv) {
+    const char *only = argc > 1 ? argv[1] : "";
+    if (!only[0]) {
+        test_common();
+        test_options();
+        test_data();
+        test_checkpoint();
+    }
+    if (strcmp(only, "cuda") != 0) {
+        test_device(cpu_device_create(STORAGE_FLOAT32));
+        test_device(cpu_device_create(STORAGE_BFLOAT16));
+    }
+    if (strcmp(only, "cpu") != 0) {
+        if (cuda_device_count() > 0)
+            test_device(cuda_device_create(0));
+        else
+            printf("--- no CUDA device: its operations are not tested here\n");
+    }
+    return test_summary();
+}
