@@ -37,8 +37,9 @@ override MPI_LIBS :=
 endif
 INCLUDES = $(filter -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(filter -I%,$(MPI_CFLAGS))
 LIBS = $(filter-out -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(MPI_LIBS) -lm -lpthread
-# No contraction and no fast-math: the plain C is the oracle, and its results may not depend on the optimizer.
-override CFLAGS += -std=gnu11 $(OPTIMIZE) -g -fopenmp -ffp-contract=off $(WARNINGS) $(DEFINES) -MMD -MP
+# No contraction and no fast-math: the plain C is the oracle, and its results may not depend on the optimizer. Nobody
+# looks at errno or at trapped exceptions after arithmetic, and without them square roots become vector code.
+override CFLAGS += -std=gnu11 $(OPTIMIZE) -g -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math $(WARNINGS) $(DEFINES) -MMD -MP
 
 SHARED := $(wildcard llmc/*.c)
 TESTS := $(wildcard dev/test/*.c)

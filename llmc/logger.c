@@ -1,11 +1,12 @@
 #include "logger.h"
 
+#include "files.h"
+
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 // The step of a line of metrics, or a step beyond all if the line is damaged (a crash can cut the last one).
@@ -39,7 +40,7 @@ static void drop_lines_after(const char *path, int64_t step) {
 
 Logger logger_open(const char *out_dir, int64_t step) {
     Logger logger = {NULL, NULL, 0};
-    if (mkdir(out_dir, 0777) != 0 && errno != EEXIST)
+    if (!directory_make(out_dir))
         fatal("cannot make the output directory %s: %s", out_dir, strerror(errno));
     logger.path = format_string("%s/metrics.jsonl", out_dir);
     drop_lines_after(logger.path, step);

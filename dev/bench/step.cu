@@ -71,7 +71,7 @@ static void upload_random(Device *device, void *memory, int64_t count) {
 
 static void measure_ceilings(Device *device, double *bytes_per_second, double *flops_per_second) {
     Ceilings c = {device, NULL, NULL, NULL, (size_t)2 << 30, 8192};
-    MemoryPlan plan = {0};
+    MemoryPlan plan = {NULL, 0, 0, 0};
     plan_add(&plan, c.bytes, &c.a, "a");
     plan_add(&plan, c.bytes, &c.b, "b");
     plan_add(&plan, (size_t)(c.size * c.size) * 2, &c.c, "c");

@@ -30,7 +30,9 @@ DEVICE = os.environ.get("TEST_DEVICE", "auto")
 SHAPE = {"vocab-size": 264, "dim": 48, "layers": 3, "heads": 6, "kv-heads": 2, "ffn-dim": 56}
 CHECKPOINT_FILES = ["config.json", "manifest.json", "model.safetensors", "optimizer-00000-of-00001.safetensors",
                     "trainer.json"]
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # more threads than cores, or than work, only wait for each other
+# More threads than these small models have work for only wait; waiting without spinning leaves busy machines their cores.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 HELP_OPTIONS = """train-data val-data seed model vocab-size dim layers heads kv-heads ffn-dim rope-theta norm-eps seq-len
     batch-size global-batch steps lr warmup-steps lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out
     save-every keep keep-every resume val-every val-batches log-every device recompute plan deterministic help""".split()
@@ -242,8 +244,8 @@ def learning_rates_follow_the_schedule():
 
     for kind in ("constant", "linear", "cosine", "wsd"):
         train(lr_schedule=kind, steps=steps, warmup_steps=warmup, lr=peak, final_lr_frac=final, decay_frac=0.25,
-              out=kind)
-        for step, entry in enumerate(read_metrics(kind)):
+              out=f"runs/{kind}")
+        for step, entry in enumerate(read_metrics(f"runs/{kind}")):
             check(math.isclose(entry["lr"], expected(kind, step), rel_tol=1e-9),
                   f"{kind}, step {step}: {entry['lr']}, expected {expected(kind, step)}")
 

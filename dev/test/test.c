@@ -108,8 +108,9 @@ const char *test_directory(void) {
 }
 
 static uint64_t test_seed(void) {
-    const char *seed = getenv("TEST_SEED");
-    return seed ? strtoull(seed, NULL, 10) : 1;
+    static uint64_t seed;
+    if (seed == 0) seed = getenv("TEST_SEED") ? strtoull(getenv("TEST_SEED"), NULL, 10) : 1;
+    return seed;
 }
 
 void random_fill(double *out, size_t count) {

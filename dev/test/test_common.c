@@ -24,8 +24,7 @@ static void test_bfloat16_rounding(void *unused) {
         uint16_t out;
     } cases[] = {
         {0x00000000, 0x0000}, {0x80000000, 0x8000}, {0x3f800000, 0x3f80}, {0xbf800000, 0xbf80},
-        {0x3f807fff, 0x3f80}, {0x3f808000, 0x3f80}, {0x3f808001, 0x3f81}, // below, on and above a tie: to
-                                                                          // even
+        {0x3f807fff, 0x3f80}, {0x3f808000, 0x3f80}, {0x3f808001, 0x3f81}, // a tie goes to even
         {0x3f817fff, 0x3f81}, {0x3f818000, 0x3f82}, {0x3f818001, 0x3f82}, {0xbf818000, 0xbf82},
         {0x3fffffff, 0x4000},                                             // into the next power of two
         {0x7f7f7fff, 0x7f7f}, {0x7f7f8000, 0x7f80}, {0x7f7fffff, 0x7f80}, // the largest, and beyond it

@@ -939,7 +939,7 @@ static void formula_adamw(const Case *c, double **v) {
     {.rows = 1, .columns = 37, .variant = LOSS_ALONE},                                                             \
     {.rows = 1, .columns = 37, .variant = LOSS_AND_GRADIENT},                                                      \
     {.rows = 37, .columns = 259, .variant = LOSS_AND_GRADIENT},                                                    \
-    {.rows = 21, .columns = 4101, .variant = LOSS_ALONE},                                                         \
+    {.rows = 21, .columns = 4101, .variant = LOSS_ALONE},                                                          \
     {.rows = 45, .columns = 4101, .variant = LOSS_AND_GRADIENT}}
 #define BLOCK_SIZES {                                                                                              \
     {.rows = 1, .columns = 3, .inner = 5},                                                                         \

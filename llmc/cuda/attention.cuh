@@ -3,7 +3,7 @@
 // otherwise goes through a copy at the end of the workspace: 16 bytes per query and head, against at least
 // 8·head_dim for the attention itself.
 #pragma once
-#include "vector.cuh"
+#include "single_query.cuh"
 
 static bool logsumexp_has_gaps(const AttentionShape *shape) {
     const AttentionStrides *strides = &shape->logsumexp;
@@ -41,6 +41,7 @@ static size_t cudnn_workspace(const AttentionShape *shape, bool backward, Stream
 }
 
 static size_t attention_workspace(const AttentionShape *shape, bool backward, Stream *stream) {
+    if (shape->query_len == 1) return 0;
     const size_t logsumexp = (size_t)(shape->batch * shape->heads * shape->query_len) * sizeof(float);
     return cudnn_workspace(shape, backward, stream) + (logsumexp_has_gaps(shape) ? logsumexp : 0);
 }
@@ -65,6 +66,10 @@ static void attention_forward(void *out, void *logsumexp, const void *query, con
     OpScope scope(stream, shape->causal ? "attention_forward causal" : "attention_forward full",
                   attention_bytes(shape, 2, 2), 4.0 * shape->head_dim * attention_pairs(shape),
                   {shape->batch * shape->heads, shape->query_len, shape->key_len});
+    if (shape->query_len == 1) {
+        single_query_forward(out, logsumexp, query, key, value, shape, stream);
+        return;
+    }
     const bool gaps = logsumexp_has_gaps(shape);
     float *dense =
         gaps ? (float *)((char *)workspace + cudnn_workspace(shape, false, stream)) : (float *)logsumexp;
@@ -80,6 +85,11 @@ static void attention_backward(void *grad_query, void *grad_key, void *grad_valu
     OpScope scope(stream, shape->causal ? "attention_backward causal" : "attention_backward full",
                   attention_bytes(shape, 4, 4), 10.0 * shape->head_dim * attention_pairs(shape),
                   {shape->batch * shape->heads, shape->query_len, shape->key_len});
+    if (shape->query_len == 1) {
+        single_query_backward(grad_query, grad_key, grad_value, grad_out, query, key, value, out, logsumexp,
+                              shape, stream);
+        return;
+    }
     const bool gaps = logsumexp_has_gaps(shape);
     float *copy = (float *)((char *)workspace + cudnn_workspace(shape, true, stream));
     if (gaps) logsumexp_copy(copy, (const float *)logsumexp, true, shape, stream);
