@@ -42,8 +42,7 @@ static double now(void) {
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-// --- options, device, data
-// ---------------------------------------------------------------------------------------
+// --- options, device, data ------------------------------------------------------------------------------
 
 // The command line, over what the checkpoint to resume recorded. The checkpoint's path is NULL for a new run.
 static Options resolve_options(int argc, char **argv, Checkpoint *checkpoint) {
@@ -86,8 +85,7 @@ static void open_data(Run *run) {
     run->targets = (int32_t *)host_allocate(tokens, sizeof(int32_t), "a batch");
 }
 
-// --- plan
-// --------------------------------------------------------------------------------------------------------
+// --- plan -----------------------------------------------------------------------------------------------
 
 static void plan_at_level(Run *run, RecomputeLevel level) {
     const Options *o = &run->options;
@@ -131,8 +129,7 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
     fflush(stdout);
 }
 
-// --- build
-// -------------------------------------------------------------------------------------------------------
+// --- build ----------------------------------------------------------------------------------------------
 
 static TrainingState training_state(Run *run) {
     TrainingState state = {run->device,        &run->options.config,  &run->model.parameters,
@@ -166,8 +163,7 @@ static void build(Run *run, const Checkpoint *checkpoint) {
     run->logger = logger_open(o->out, run->progress.step);
 }
 
-// --- loop
-// --------------------------------------------------------------------------------------------------------
+// --- loop -----------------------------------------------------------------------------------------------
 
 // Reads batch_size samples into the host buffers: positions of the training order from `first` on, or with
 // in_order simply the samples from `first` on.

@@ -28,8 +28,7 @@
 // The flat buffers of an optimizer file, in its order.
 static const char *const flat_names[] = {"master", "m", "v"};
 
-// --- the directories of checkpoints under --out
-// ------------------------------------------------------------------
+// --- the directories of checkpoints under --out ---------------------------------------------------------
 
 // step_NNNNNNNN is a checkpoint. step_NNNNNNNN.tmp is one being written or deleted. step_NNNNNNNN.old is one
 // that gives way to another of its step: as good as any until that one has its name.
@@ -103,8 +102,7 @@ static bool path_exists(const char *path) {
     return lstat(path, &status) == 0;
 }
 
-// --- saving: one file after the other
-// ----------------------------------------------------------------------------
+// --- saving: one file after the other -------------------------------------------------------------------
 
 typedef struct {
     const TrainingState *state;
@@ -277,8 +275,7 @@ static void save_manifest(Save *save) {
     cJSON_Delete(json);
 }
 
-// --- saving: the order that survives a crash at any point
-// ----------------------------------------------------------
+// --- saving: the order that survives a crash at any point -----------------------------------------------
 
 // Puts the written .tmp in its place. Wherever this is cut short, `final` or `old` is whole.
 static void move_into_place(Save *save, const char *out_dir, const char *final, const char *old) {
@@ -371,8 +368,7 @@ void checkpoint_save(const char *out_dir, const TrainingState *state, const Prog
     free(final);
 }
 
-// --- opening: verification
-// -----------------------------------------------------------------------------------------
+// --- opening: verification ------------------------------------------------------------------------------
 
 typedef struct {
     const char *directory;
@@ -513,8 +509,7 @@ static bool verify(Damage *damage, const char *directory, Checkpoint *checkpoint
     return good;
 }
 
-// --- opening: which one
-// ----------------------------------------------------------------------------------------------
+// --- opening: which one ---------------------------------------------------------------------------------
 
 // The step that the file `latest` names; INT64_MAX if there is none.
 static int64_t read_latest(const char *out_dir) {
@@ -583,8 +578,7 @@ void checkpoint_close(Checkpoint *checkpoint) {
     *checkpoint = (Checkpoint){0};
 }
 
-// --- loading
-// -------------------------------------------------------------------------------------------------------
+// --- loading --------------------------------------------------------------------------------------------
 
 static SafetensorsFile open_tensors(const Checkpoint *checkpoint, const char *name) {
     char *path = format_string("%s/%s", checkpoint->path, name);

@@ -11,8 +11,7 @@ extern "C" {
 
 // Functions that return bool leave the reason for a false one in errno.
 
-// --- reading
-// ---------------------------------------------------------------------------------------------------
+// --- reading --------------------------------------------------------------------------------------------
 
 // Reads `bytes` from the byte `offset` on. Returns how many there were (fewer only at the end of the file),
 // or -1.
@@ -27,8 +26,7 @@ char *file_read_text(const char *path, size_t limit, size_t *size);
 // The XXH3-128 hash of a file's bytes, as 32 hexadecimal digits (what xxh128sum prints).
 bool file_hash(const char *path, char hash[FILE_HASH_SIZE]);
 
-// --- writing
-// ---------------------------------------------------------------------------------------------------
+// --- writing --------------------------------------------------------------------------------------------
 
 typedef struct {
     int descriptor;
@@ -48,8 +46,7 @@ bool file_finish(FileWriter *file, char hash[FILE_HASH_SIZE]);
 // new one. Goes through `path`.tmp.
 bool file_replace_text(const char *path, const char *text);
 
-// --- directories
-// -----------------------------------------------------------------------------------------------
+// --- directories ----------------------------------------------------------------------------------------
 
 // Makes a directory and those above it, where they are missing.
 bool directory_make(const char *path);

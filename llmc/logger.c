@@ -40,8 +40,7 @@ static void drop_lines_after(const char *path, int64_t step) {
 
 Logger logger_open(const char *out_dir, int64_t step) {
     Logger logger = {NULL, NULL, 0};
-    if (!directory_make(out_dir))
-        fatal("cannot make the output directory %s: %s", out_dir, strerror(errno));
+    if (!directory_make(out_dir)) fatal("cannot make the output directory %s: %s", out_dir, strerror(errno));
     logger.path = format_string("%s/metrics.jsonl", out_dir);
     drop_lines_after(logger.path, step);
     logger.metrics = fopen(logger.path, "a");

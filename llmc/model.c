@@ -14,8 +14,7 @@ static StorageType accumulator_of(const Model *model) {
     return accumulator_type(storage_of(model));
 }
 
-// --- layout
-// ------------------------------------------------------------------------------------------------------
+// --- layout ---------------------------------------------------------------------------------------------
 
 static int64_t default_loss_chunk(const Model *model) {
     const size_t bound = (size_t)2 << 30;
@@ -137,8 +136,7 @@ void *model_gradient(const Model *model, ParameterKind kind, int64_t layer) {
                    accumulator_of(model));
 }
 
-// --- forward
-// -----------------------------------------------------------------------------------------------------
+// --- forward --------------------------------------------------------------------------------------------
 
 static void *activation(const Model *model, ActivationKind kind, int64_t layer) {
     return model->activations[kind][layer];
@@ -233,8 +231,7 @@ static void head_and_loss(Model *model, const int32_t *targets, double loss_weig
     }
 }
 
-// --- backward
-// ----------------------------------------------------------------------------------------------------
+// --- backward -------------------------------------------------------------------------------------------
 
 // grad_residual comes in as the gradient of the layer's output and leaves as that of ffn_residual.
 static void feed_forward_backward(Model *model, int64_t layer) {
@@ -308,8 +305,7 @@ static void backward(Model *model) {
                             (const int32_t *)model->tokens, rows, c->dim, c->vocab_size, stream);
 }
 
-// --- what others call
-// --------------------------------------------------------------------------------------------
+// --- what others call -----------------------------------------------------------------------------------
 
 void model_zero_gradients(Model *model) {
     const size_t bytes = (size_t)model->parameters.elements * storage_size(accumulator_of(model));

@@ -53,7 +53,7 @@ typedef struct {
 typedef struct Ops {
     StorageType storage;
 
-    // --- embedding ---------------------------------------------------------------------------------------
+    // --- embedding --------------------------------------------------------------------------------------
 
     // out S[rows, dim] = weight S[vocab, dim] at tokens int32[rows], each in [0, vocab).
     void (*embedding_forward)(void *out, const void *weight, const int32_t *tokens, int64_t rows, int64_t dim,
@@ -64,7 +64,7 @@ typedef struct Ops {
     void (*embedding_backward)(void *grad_weight, const void *grad_out, const int32_t *tokens, int64_t rows,
                                int64_t dim, int64_t vocab, Stream *stream);
 
-    // --- normalization (arXiv 1910.07467) ------------------------------------------------------------------
+    // --- normalization (arXiv 1910.07467) ---------------------------------------------------------------
 
     // rstd A[rows] = 1 / sqrt(mean(x^2) + epsilon); out S[rows, dim] = x * rstd * weight S[dim].
     void (*rmsnorm_forward)(void *out, void *rstd, const void *x, const void *weight, int64_t rows,
@@ -77,8 +77,7 @@ typedef struct Ops {
                              const void *x, const void *weight, const void *rstd, int64_t rows, int64_t dim,
                              Stream *stream);
 
-    // --- linear layers: out = a · weightᵀ, weight stored [outputs, inputs]
-    // -----------------------------------
+    // --- linear layers: out = a · weightᵀ, weight stored [outputs, inputs] ------------------------------
 
     // out S[rows, outputs] = a S[rows, inputs] · weight S[outputs, inputs]ᵀ (+ addend S[rows, outputs] if not
     // NULL; addend may be out itself). One rounding, after the addition.
@@ -93,8 +92,7 @@ typedef struct Ops {
     void (*linear_backward_weight)(void *grad_weight, const void *grad_out, const void *a, int64_t rows,
                                    int64_t outputs, int64_t inputs, Stream *stream);
 
-    // --- rotary positions (arXiv 2104.09864, rotate-half convention)
-    // -----------------------------------------
+    // --- rotary positions (arXiv 2104.09864, rotate-half convention) ------------------------------------
 
     // In place on the first `rotated_heads` of the `heads` heads of x S[batch, seq_len, heads, head_dim]:
     // with j < head_dim/2, (x_j, x_{j+head_dim/2}) turns by the angle whose cosine and sine stand at angles
@@ -102,8 +100,7 @@ typedef struct Ops {
     void (*rope)(void *x, const void *angles, int64_t batch, int64_t seq_len, int heads, int rotated_heads,
                  int head_dim, bool inverse, Stream *stream);
 
-    // --- attention
-    // ------------------------------------------------------------------------------------------
+    // --- attention --------------------------------------------------------------------------------------
 
     // Bytes that attention_forward (backward = false) or attention_backward needs as `workspace`.
     size_t (*attention_workspace)(const AttentionShape *shape, bool backward, Stream *stream);
@@ -123,8 +120,7 @@ typedef struct Ops {
                                const void *logsumexp, const AttentionShape *shape, void *workspace,
                                Stream *stream);
 
-    // --- feed-forward: SwiGLU (arXiv 2002.05202)
-    // --------------------------------------------------------------
+    // --- feed-forward: SwiGLU (arXiv 2002.05202) --------------------------------------------------------
 
     // gate_up S[rows, 2*dim] holds gate in its first half of columns and up in its second;
     // out S[rows, dim] = silu(gate) * up.
@@ -134,8 +130,7 @@ typedef struct Ops {
     void (*swiglu_backward)(void *grad_gate_up, const void *grad_out, const void *gate_up, int64_t rows,
                             int64_t dim, Stream *stream);
 
-    // --- loss
-    // -----------------------------------------------------------------------------------------------
+    // --- loss -------------------------------------------------------------------------------------------
 
     // losses A[rows] = logsumexp(logits) - logits[target] for logits S[rows, vocab], targets int32[rows].
     // With gradient_scale != 0, logits become their gradient in place: gradient_scale · (softmax -
@@ -143,8 +138,7 @@ typedef struct Ops {
     void (*cross_entropy)(void *losses, void *logits, const int32_t *targets, int64_t rows, int64_t vocab,
                           double gradient_scale, Stream *stream);
 
-    // --- reductions and conversions
-    // ---------------------------------------------------------------------------
+    // --- reductions and conversions ---------------------------------------------------------------------
 
     // out double[1] = the sum of x A[count].
     void (*sum)(double *out, const void *x, int64_t count, Stream *stream);
@@ -159,8 +153,7 @@ typedef struct Ops {
     // out S[count] = in A[count], rounded.
     void (*round_to_storage)(void *out, const void *in, int64_t count, Stream *stream);
 
-    // --- optimizer (arXiv 1711.05101)
-    // -------------------------------------------------------------------------
+    // --- optimizer (arXiv 1711.05101) -------------------------------------------------------------------
 
     // With g = gradient_scale · grad, all in the accumulator type:
     //   m = beta1·m + (1-beta1)·g;  v = beta2·v + (1-beta2)·g²

@@ -128,8 +128,7 @@ static void *field(const Options *options, const Option *option) {
     return (char *)options + option->offset;
 }
 
-// --- values
-// ------------------------------------------------------------------------------------------------------
+// --- values ---------------------------------------------------------------------------------------------
 
 static bool is_choice(const char *choices, const char *value) {
     const size_t length = strlen(value);
@@ -208,8 +207,7 @@ static const char *recorded_text(const struct cJSON *recorded, const Option *opt
     return cJSON_IsString(item) ? item->valuestring : NULL;
 }
 
-// --- help
-// --------------------------------------------------------------------------------------------------------
+// --- help -----------------------------------------------------------------------------------------------
 
 static void print_help(void) {
     printf("train_lighthouse: pretrains a Llama-style decoder at long context\n\n"
@@ -233,8 +231,7 @@ static void print_help(void) {
     printf("\n  %-28s this text\n", "--help");
 }
 
-// --- parsing
-// -----------------------------------------------------------------------------------------------------
+// --- parsing --------------------------------------------------------------------------------------------
 
 // The likeliest option meant by a name there is none of: the one with the longest common start.
 static const char *nearest_name(const char *wrong) {
@@ -346,8 +343,7 @@ void options_check(const Options *options) {
     }
 }
 
-// --- recording and printing
-// --------------------------------------------------------------------------------------
+// --- recording and printing -----------------------------------------------------------------------------
 
 struct cJSON *options_record(const Options *options) {
     cJSON *record = cJSON_CreateObject();

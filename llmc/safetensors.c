@@ -29,8 +29,7 @@ static bool refuse(const Reason *reason, const char *format, ...) {
     return false;
 }
 
-// --- one tensor's entry of the header
-// --------------------------------------------------------------------------
+// --- one tensor's entry of the header -------------------------------------------------------------------
 
 static bool parse_type(Tensor *tensor, const cJSON *dtype, const Reason *reason) {
     if (!cJSON_IsString(dtype)) return refuse(reason, "%s: its dtype is not a string", tensor->name);
@@ -98,8 +97,7 @@ static bool parse_tensor(Tensor *tensor, const cJSON *entry, size_t data_bytes, 
            parse_offsets(tensor, offsets, data_bytes, reason);
 }
 
-// --- the header as a whole
-// -------------------------------------------------------------------------------------
+// --- the header as a whole ------------------------------------------------------------------------------
 
 static int compare_names(const void *a, const void *b) {
     return strcmp(((const Tensor *)a)->name, ((const Tensor *)b)->name);
@@ -230,8 +228,7 @@ bool safetensors_read(const SafetensorsFile *file, const Tensor *tensor, size_t 
     return file_read(file->descriptor, out, bytes, (int64_t)start) == (int64_t)bytes;
 }
 
-// --- writing
-// ---------------------------------------------------------------------------------------------------
+// --- writing --------------------------------------------------------------------------------------------
 
 static void add_entry(cJSON *header, const Tensor *tensor) {
     cJSON *entry = cJSON_AddObjectToObject(header, tensor->name);

@@ -15,8 +15,7 @@ typedef struct {
     size_t offset, bytes; // in the data part
 } Tensor;
 
-// --- reading
-// ---------------------------------------------------------------------------------------------------
+// --- reading --------------------------------------------------------------------------------------------
 
 typedef struct {
     char *path;
@@ -39,8 +38,7 @@ const Tensor *safetensors_find(const SafetensorsFile *file, const char *name);
 bool safetensors_read(const SafetensorsFile *file, const Tensor *tensor, size_t offset, void *out,
                       size_t bytes);
 
-// --- writing
-// ---------------------------------------------------------------------------------------------------
+// --- writing --------------------------------------------------------------------------------------------
 
 // The header for these tensors, in this order, one after the other from offset 0 (their offset and bytes are
 // set here); metadata is a NULL-ended list of key, value, key, value …, or NULL. The whole start of the file,

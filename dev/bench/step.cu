@@ -38,8 +38,7 @@ static double median_seconds(void (*action)(void *), void *context, int repeats)
     return seconds[repeats / 2];
 }
 
-// --- ceilings
-// ----------------------------------------------------------------------------------------------------
+// --- ceilings -------------------------------------------------------------------------------------------
 
 typedef struct {
     Device *device;
@@ -87,8 +86,7 @@ static void measure_ceilings(Device *device, double *bytes_per_second, double *f
            device->name, 1e-12 * *bytes_per_second, 1e-12 * *flops_per_second);
 }
 
-// --- a step
-// ------------------------------------------------------------------------------------------------------
+// --- a step ---------------------------------------------------------------------------------------------
 
 typedef struct {
     Device *device;

@@ -23,8 +23,7 @@ static const char *const file_names[] = {"config.json", "model.safetensors",
 
 static const Retention keep_all = {1000, 0};
 
-// --- a model's state, filled at random
-// ---------------------------------------------------------------------------
+// --- a model's state, filled at random ------------------------------------------------------------------
 
 typedef struct {
     ModelConfig config;
@@ -103,8 +102,7 @@ static void check_same_state(const Model *a, const Model *b) {
     check(same_memory(a->state.device, a->state.v, b->state.v, bytes), "v differs");
 }
 
-// --- saving and what is on the disk
-// ------------------------------------------------------------------------------
+// --- saving and what is on the disk ---------------------------------------------------------------------
 
 typedef struct {
     const char *out_dir;
@@ -179,8 +177,7 @@ static void check_listing(const char *directory, const char *expected) {
     free(found);
 }
 
-// --- opening and loading
-// -----------------------------------------------------------------------------------------
+// --- opening and loading --------------------------------------------------------------------------------
 
 typedef struct {
     const char *resume, *out_dir;
@@ -224,8 +221,7 @@ static void check_latest(const char *out_dir, int64_t step, const char *warning)
           warnings, warning ? warning : "none");
 }
 
-// --- round trip
-// --------------------------------------------------------------------------------------------------
+// --- round trip -----------------------------------------------------------------------------------------
 
 static void check_round_trip(StorageType storage, ModelConfig config) {
     char *out_dir = new_directory();
@@ -347,8 +343,7 @@ static void test_hugging_face(void *unused) {
     free(out_dir);
 }
 
-// --- damage
-// ------------------------------------------------------------------------------------------------------
+// --- damage ---------------------------------------------------------------------------------------------
 
 // With an explicit directory it is fatal; with latest the one before is taken, and the damaged one named.
 static void check_damage_found(const char *out_dir, const char *file_name) {
@@ -454,8 +449,7 @@ static void test_other_formats(void *unused) {
     free(out_dir);
 }
 
-// --- latest, retention, replacement
-// ------------------------------------------------------------------------------
+// --- latest, retention, replacement ---------------------------------------------------------------------
 
 static void test_latest(void *unused) {
     (void)unused;
@@ -573,8 +567,7 @@ static void test_replacement(void *unused) {
     free(out_dir);
 }
 
-// --- saves that do not come to their end
-// -------------------------------------------------------------------------
+// --- saves that do not come to their end ----------------------------------------------------------------
 
 static void save_to_full_disk(void *argument) {
     signal(SIGXFSZ, SIG_IGN); // writing beyond the limit is then an error like any other
@@ -648,8 +641,7 @@ static void test_killed_saves(void *unused) {
     free(out_dir);
 }
 
-// --- loading into another model
-// ----------------------------------------------------------------------------------
+// --- loading into another model -------------------------------------------------------------------------
 
 static void test_other_models(void *unused) {
     (void)unused;
@@ -682,8 +674,7 @@ static void test_other_models(void *unused) {
     free(out_dir);
 }
 
-// --- optimizer state in several files
-// ----------------------------------------------------------------------------
+// --- optimizer state in several files -------------------------------------------------------------------
 
 // The manifest of what is in the directory.
 static void write_manifest(const char *directory) {
@@ -793,8 +784,7 @@ static void test_split_optimizer(void *unused) {
     free(out_dir);
 }
 
-// --- safetensors
-// -------------------------------------------------------------------------------------------------
+// --- safetensors ----------------------------------------------------------------------------------------
 
 #define TENSOR(name, type, shape, offsets)                                                                   \
     "\"" name "\":{\"dtype\":\"" type "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"

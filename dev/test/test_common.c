@@ -8,8 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// --- storage
-// -----------------------------------------------------------------------------------------------------
+// --- storage --------------------------------------------------------------------------------------------
 
 static float float_of_bits(uint32_t bits) {
     float value;
@@ -111,8 +110,7 @@ static void test_text(void *unused) {
     free(formatted);
 }
 
-// --- random numbers
-// ----------------------------------------------------------------------------------------------
+// --- random numbers -------------------------------------------------------------------------------------
 
 static void check_bijection(int64_t count, uint64_t key) {
     bool *seen = (bool *)host_allocate((size_t)count, sizeof(bool), "a test");
@@ -219,8 +217,7 @@ static void test_uniform(void *unused) {
     check(chi_square < 63 + 6 * sqrt(2 * 63.0), "chi square of 63 degrees is %g", chi_square);
 }
 
-// --- parameter table
-// ---------------------------------------------------------------------------------------------
+// --- parameter table ------------------------------------------------------------------------------------
 
 static void check_joined(const ParameterTable *table, ParameterKind kind, ParameterKind next, int64_t layer) {
     const Parameter *first = parameter_find(table, kind, layer), *second = parameter_find(table, next, layer);
@@ -398,8 +395,7 @@ static void test_initial_values_key(void *unused) {
     parameter_table_free(&large_table);
 }
 
-// --- shapes
-// ------------------------------------------------------------------------------------------------------
+// --- shapes ---------------------------------------------------------------------------------------------
 
 static void check_config_of_cuda(void *config) {
     model_config_check((const ModelConfig *)config, 8);

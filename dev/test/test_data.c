@@ -46,8 +46,7 @@ static uint32_t *random_tokens(int64_t count, uint64_t vocab_size) {
     return tokens;
 }
 
-// --- what is read
-// ------------------------------------------------------------------------------------------------
+// --- what is read ---------------------------------------------------------------------------------------
 
 // Three shards of uneven length, both token widths: every sample against the tokens that were written.
 static void test_samples(void *argument) {
@@ -88,8 +87,7 @@ static void test_samples(void *argument) {
     free(pattern);
 }
 
-// --- the order
-// ---------------------------------------------------------------------------------------------------
+// --- the order ------------------------------------------------------------------------------------------
 
 static void test_order(void *unused) {
     (void)unused;
@@ -119,8 +117,7 @@ static void test_order(void *unused) {
     }
 }
 
-// --- what is refused
-// ---------------------------------------------------------------------------------------------
+// --- what is refused ------------------------------------------------------------------------------------
 
 typedef struct {
     const char *pattern;
@@ -206,8 +203,7 @@ static void test_late_bad_token(void *unused) {
     free(tokens);
 }
 
-// --- short files
-// -------------------------------------------------------------------------------------------------
+// --- short files ----------------------------------------------------------------------------------------
 
 static void open_and_die(void *argument) {
     open_and_close(argument);

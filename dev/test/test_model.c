@@ -85,8 +85,7 @@ static void check_parameters(const ParameterTable *table, const double *a, const
                     (size_t)table->list[i].count, tolerance);
 }
 
-// --- against PyTorch
-// ---------------------------------------------------------------------------------------------
+// --- against PyTorch ------------------------------------------------------------------------------------
 
 static double *fixture_values(const SafetensorsFile *file, const char *prefix, const char *name) {
     char *full = format_string("%s%s", prefix, name);
@@ -193,8 +192,7 @@ static void steps_match_pytorch(void *unused) {
     free(targets);
 }
 
-// --- a small odd model, on any device
-// ----------------------------------------------------------------------------
+// --- a small odd model, on any device -------------------------------------------------------------------
 
 static const ModelConfig odd_config = {264, 192, 3, 6, 2, 136, 1e4, 1e-5};
 
@@ -278,8 +276,7 @@ static void step_matches_plain_c(void *argument) {
     reference->destroy(reference);
 }
 
-// --- equivalences
-// ------------------------------------------------------------------------------------------------
+// --- equivalences ---------------------------------------------------------------------------------------
 
 static void equal_gradient_bytes(const char *what, const Training *a, const Training *b) {
     size_t size, other_size;
@@ -447,8 +444,7 @@ static void master_weights_collect_small_updates(void *argument) {
     training_close(t);
 }
 
-// --- attention in pieces
-// -----------------------------------------------------------------------------------------
+// --- attention in pieces --------------------------------------------------------------------------------
 
 static void pieces_equal_whole(void *argument) {
     Device *device = (Device *)argument;

@@ -15,8 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// --- descriptions
-// -------------------------------------------------------------------------------------------
+// --- descriptions ---------------------------------------------------------------------------------------
 
 typedef enum { INPUT, WRITTEN, UPDATED } Role;
 typedef enum { STORED, ACCUMULATED, DOUBLE, INT32 } Element;
@@ -119,8 +118,7 @@ static void round_case(Case *c, StorageType storage) {
     }
 }
 
-// --- running them
-// -------------------------------------------------------------------------------------------
+// --- running them ---------------------------------------------------------------------------------------
 
 // What a run leaves of each tensor: its bytes on the device, and as doubles.
 typedef struct {
@@ -212,8 +210,7 @@ static Results run_case(const Case *c, Device *device) {
     return results;
 }
 
-// --- the checks
-// ---------------------------------------------------------------------------------------------
+// --- the checks -----------------------------------------------------------------------------------------
 
 // What a check is about: operation, tensor, sizes.
 static char *label(const Case *c, const char *against, int tensor) {
@@ -363,8 +360,7 @@ static void check_on_device(Case *c, const Devices *devices) {
     free_results(&exact);
 }
 
-// --- the operations: their tensors, how they are called, and what they should give
-// ------------------------------
+// --- the operations: their tensors, how they are called, and what they should give ----------------------
 
 // The function of an operation's name that calls it.
 #define RUN(operation)                                                                                       \
@@ -892,8 +888,7 @@ static void formula_adamw(const Case *c, double **v) {
     }
 }
 
-// --- the table
-// ----------------------------------------------------------------------------------------------
+// --- the table ------------------------------------------------------------------------------------------
 
 // Tolerances of what bfloat16 stores: one rounding moves a value by at most 2^-9 of it.
 #define ONE_ROUNDING 4e-3
@@ -986,8 +981,7 @@ static const Operation *operation_named(const char *name) {
     fatal("no operation is named %s", name);
 }
 
-// --- the tests
-// ----------------------------------------------------------------------------------------------
+// --- the tests ------------------------------------------------------------------------------------------
 
 typedef struct {
     const Operation *operation;

@@ -4,7 +4,7 @@
 
 #include <tgmath.h>
 
-// --- embedding --------------------------------------------------------------------------------------------
+// --- embedding ------------------------------------------------------------------------------------------
 
 static void embedding_forward(void *out, const void *weight, const int32_t *tokens, int64_t rows, int64_t dim,
                               int64_t vocab, Stream *stream) {
@@ -31,7 +31,7 @@ static void embedding_backward(void *grad_weight, const void *grad_out, const in
     }
 }
 
-// --- normalization ----------------------------------------------------------------------------------------
+// --- normalization --------------------------------------------------------------------------------------
 
 static void rmsnorm_forward(void *out, void *rstd, const void *x, const void *weight, int64_t rows,
                             int64_t dim, double epsilon, Stream *stream) {
@@ -88,7 +88,7 @@ static void rmsnorm_backward(void *grad_x, void *grad_weight, const void *grad_r
     }
 }
 
-// --- rotary positions -------------------------------------------------------------------------------------
+// --- rotary positions -----------------------------------------------------------------------------------
 
 static void rope(void *x, const void *angles, int64_t batch, int64_t seq_len, int heads, int rotated_heads,
                  int head_dim, bool inverse, Stream *stream) {
@@ -108,7 +108,7 @@ static void rope(void *x, const void *angles, int64_t batch, int64_t seq_len, in
     }
 }
 
-// --- feed-forward -----------------------------------------------------------------------------------------
+// --- feed-forward ---------------------------------------------------------------------------------------
 
 static accumulator_t sigmoid(accumulator_t x) {
     return 1 / (1 + exp(-x));
@@ -142,7 +142,7 @@ static void swiglu_backward(void *grad_gate_up, const void *grad_out, const void
     }
 }
 
-// --- loss -------------------------------------------------------------------------------------------------
+// --- loss -----------------------------------------------------------------------------------------------
 
 static void cross_entropy(void *losses, void *logits, const int32_t *targets, int64_t rows, int64_t vocab,
                           double gradient_scale, Stream *stream) {
@@ -164,7 +164,7 @@ static void cross_entropy(void *losses, void *logits, const int32_t *targets, in
     }
 }
 
-// --- reductions and conversions ---------------------------------------------------------------------------
+// --- reductions and conversions -------------------------------------------------------------------------
 
 // The array is summed in this many parts, each of them and then all of them from the first to the last.
 enum { PARTS = 256 };
@@ -209,7 +209,7 @@ static void round_to_storage(void *out, const void *in, int64_t count, Stream *s
     for (int64_t i = 0; i < count; i++) store((storage_t *)out + i, ((const accumulator_t *)in)[i]);
 }
 
-// --- optimizer --------------------------------------------------------------------------------------------
+// --- optimizer ------------------------------------------------------------------------------------------
 
 static void adamw(void *weights, void *master, void *m, void *v, const void *grad, int64_t count,
                   const AdamwStep *update, Stream *stream) {

@@ -55,7 +55,7 @@ static int64_t keys_seen(Block keys, int64_t query, const AttentionShape *shape)
     return shape->causal ? min_i64(keys.count, query + 1 - keys.first) : keys.count;
 }
 
-// --- forward ----------------------------------------------------------------------------------------------
+// --- forward --------------------------------------------------------------------------------------------
 
 // The softmax so far of a query, over the blocks of keys that have been visited.
 typedef struct {
@@ -133,7 +133,7 @@ void CPU_NAME(attention_forward)(void *out, void *logsumexp, const void *query, 
                               thread_scratch(stream));
 }
 
-// --- backward ---------------------------------------------------------------------------------------------
+// --- backward -------------------------------------------------------------------------------------------
 // With P = exp(scale·q·k - logsumexp) and the gradient of a score dS = scale·P·(grad_out·v - grad_out·out):
 // dq = Σ_keys dS·k,  dk = Σ_queries dS·q,  dv = Σ_queries P·grad_out.
 // The blocks of dq and those of dk and dv are made separately: P is computed twice, and nothing is shared.

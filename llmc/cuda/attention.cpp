@@ -35,7 +35,7 @@ struct Attention {
     std::vector<std::unique_ptr<Plan>> plans;
 };
 
-// --- errors ----------------------------------------------------------------------------------------------
+// --- errors ---------------------------------------------------------------------------------------------
 
 static std::string describe(const AttentionStrides &strides) {
     return "(" + std::to_string(strides.batch) + ", " + std::to_string(strides.token) + ", " +
@@ -75,7 +75,7 @@ static void check_handle(cudnnStatus_t status, const char *what) {
     if (status != CUDNN_STATUS_SUCCESS) fatal("cuDNN: %s failed: %s", what, cudnnGetErrorString(status));
 }
 
-// --- graphs ----------------------------------------------------------------------------------------------
+// --- graphs ---------------------------------------------------------------------------------------------
 
 // What of a shape a plan depends on, every byte defined so that shapes can be compared as bytes.
 static AttentionShape plan_shape(const AttentionShape &shape, bool backward) {
@@ -199,7 +199,7 @@ static Plan &find_plan(Attention *attention, const AttentionShape *shape, bool b
     return *attention->plans.back();
 }
 
-// --- interface -------------------------------------------------------------------------------------------
+// --- interface ------------------------------------------------------------------------------------------
 
 Attention *cudnn_attention_create(cudaStream_t stream) {
     Attention *attention = new Attention;

@@ -55,7 +55,7 @@ static CudaDevice *cuda_device(Device *device) {
     return (CudaDevice *)device;
 }
 
-// --- memory ----------------------------------------------------------------------------------------------
+// --- memory ---------------------------------------------------------------------------------------------
 
 static void *cuda_allocate(Device *, size_t bytes) {
     void *memory = NULL;
@@ -132,7 +132,7 @@ static void cuda_memory(Device *, size_t *free_bytes, size_t *total_bytes) {
     CUDA_CHECK(cudaMemGetInfo(free_bytes, total_bytes));
 }
 
-// --- the device ------------------------------------------------------------------------------------------
+// --- the device -----------------------------------------------------------------------------------------
 
 // Dense bfloat16 FLOP/s by the datasheets; a name is known by its longest prefix here.
 static double peak_flops(const char *name) {
@@ -243,7 +243,7 @@ Device *cuda_device_create(int index) {
     return device;
 }
 
-// --- profile (profile.h) ---------------------------------------------------------------------------------
+// --- profile (profile.h) --------------------------------------------------------------------------------
 
 void cuda_profile_start(Device *device) {
     if (!device->stream->profile)

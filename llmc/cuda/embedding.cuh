@@ -22,7 +22,7 @@ static void embedding_forward(void *out, const void *weight, const int32_t *toke
                                                                            tokens, rows, dim / WIDTH);
 }
 
-// --- backward --------------------------------------------------------------------------------------------
+// --- backward -------------------------------------------------------------------------------------------
 //
 // The rows are sorted by token (a stable sort: the rows of a token stay in order), and the sorted rows are
 // cut into chunks of SORTED_CHUNK. A run of one token inside a chunk belongs to that chunk alone, which adds

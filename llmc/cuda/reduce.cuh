@@ -2,7 +2,7 @@
 #pragma once
 #include "vector.cuh"
 
-// --- sums ------------------------------------------------------------------------------------------------
+// --- sums -----------------------------------------------------------------------------------------------
 
 constexpr int SUM_BLOCKS_MAX = 1024;
 constexpr int SUM_THREADS = 256;
@@ -76,7 +76,7 @@ static void sum_of_squares(double *out, const void *x, int64_t count, Stream *st
     sum_to<true>(out, x, count, "sum_of_squares", stream);
 }
 
-// --- conversions -----------------------------------------------------------------------------------------
+// --- conversions ----------------------------------------------------------------------------------------
 
 // N = 8: rows and strides are whole vectors; N = 1: any.
 // Reads in once, reads and writes out once: 10 bytes per element; 1 operation.

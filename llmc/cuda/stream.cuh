@@ -27,7 +27,7 @@ struct Stream {
     Profile *profile;     // NULL while off
 };
 
-// --- errors ----------------------------------------------------------------------------------------------
+// --- errors ---------------------------------------------------------------------------------------------
 
 static const char *cuda_hint(cudaError_t error) {
     switch (error) {
@@ -62,7 +62,7 @@ static inline void cublas_check(cublasStatus_t status, const char *what, const c
 
 #define CUBLAS_CHECK(call) cublas_check((call), #call, __FILE__, __LINE__)
 
-// --- profile ---------------------------------------------------------------------------------------------
+// --- profile --------------------------------------------------------------------------------------------
 
 // One operation as it was queued.
 struct ProfiledOp {

@@ -6,7 +6,7 @@
 
 typedef __nv_bfloat16 bf16;
 
-// --- vectors ---------------------------------------------------------------------------------------------
+// --- vectors --------------------------------------------------------------------------------------------
 
 // Arrays are read and written in vectors of 8 bf16 values, 16 bytes, at addresses that are multiples of 16.
 constexpr int WIDTH = 8;
@@ -99,7 +99,7 @@ template <int N> __device__ inline void store(float *to, const Floats<N> &values
             make_float4(values.x[i], values.x[i + 1], values.x[i + 2], values.x[i + 3]);
 }
 
-// --- sums over threads -----------------------------------------------------------------------------------
+// --- sums over threads ----------------------------------------------------------------------------------
 
 constexpr int WARP = 32;
 
@@ -111,7 +111,7 @@ template <typename T> __device__ inline T warp_sum(T value) {
     return value;
 }
 
-// --- grids -----------------------------------------------------------------------------------------------
+// --- grids ----------------------------------------------------------------------------------------------
 
 // A thread per vector of a row-major array [rows, vectors]: the row is blockIdx.x·blockDim.y + threadIdx.y,
 // the vector blockIdx.y·blockDim.x + threadIdx.x, both to be checked against their bounds.
