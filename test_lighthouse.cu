@@ -7,13 +7,16 @@
 static void test_device(Device *device) {
     printf("--- %s, %s\n", device->name, storage_dtype(device->ops->storage));
     test_ops(device);
+    test_lighthouse(device);
     test_model(device);
     device->destroy(device);
 }
 
-// Without arguments everything; with "cpu" or "cuda" only the tests of that device's operations and steps.
+// Without arguments everything; with "cpu" or "cuda" only the tests of that device's operations and steps,
+// and with words after it only those of them whose name contains one.
 int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : "";
+    if (argc > 2) test_only(argc - 2, argv + 2);
     if (!only[0]) {
         test_common();
         test_options();

@@ -1,12 +1,9 @@
 // train_lighthouse: options → device → data → plan → build → loop.
-#include "llmc/checkpoint.h"
 #include "llmc/communicator.h"
 #include "llmc/dataset.h"
-#include "llmc/flops.h"
 #include "llmc/logger.h"
-#include "llmc/optimizer.h"
-#include "llmc/options.h"
 #include "llmc/schedule.h"
+#include "llmc/training.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -26,9 +23,7 @@ typedef struct {
     Options options;
     Device *device;
     Dataset train, validation;
-    MemoryPlan plan;
-    Model model;
-    Optimizer optimizer;
+    Training training;
     Schedule schedule;
     Progress progress;
     Logger logger;
@@ -61,20 +56,6 @@ static Options resolve_options(int argc, char **argv, Checkpoint *checkpoint) {
     return options;
 }
 
-// Opens the device that the options ask for, and settles their dtype.
-static Device *open_device(Options *options) {
-    const bool cuda =
-        !strcmp(options->device, "cuda") || (!strcmp(options->device, "auto") && cuda_device_count() > 0);
-    Device *device =
-        cuda ? cuda_device_create(0) : cpu_device_create(storage_of_dtype(options->dtype, STORAGE_FLOAT32));
-    const char *dtype = storage_dtype(device->ops->storage);
-    if (strcmp(options->dtype, "auto") != 0 && strcmp(options->dtype, dtype) != 0)
-        fatal("--dtype %s: a CUDA device trains in %s", options->dtype, dtype);
-    options->dtype = dtype;
-    model_config_check(&options->config, cuda ? PARAMETER_ALIGNMENT : 1);
-    return device;
-}
-
 static void open_data(Run *run) {
     const Options *o = &run->options;
     run->train = dataset_open("--train-data", o->train_data, o->seq_len, o->config.vocab_size);
@@ -85,44 +66,35 @@ static void open_data(Run *run) {
     run->targets = (int32_t *)host_allocate(tokens, sizeof(int32_t), "a batch");
 }
 
-// --- plan -----------------------------------------------------------------------------------------------
+// --- what a run shows first ------------------------------------------------------------------------------
 
-static void plan_at_level(Run *run, RecomputeLevel level) {
-    const Options *o = &run->options;
-    ModelSettings model = {
-        o->batch_size, o->seq_len, o->global_batch / o->batch_size, level, o->deterministic, 0, 0};
-    OptimizerSettings optimizer = {o->beta1, o->beta2, o->eps, o->weight_decay, o->decay_all, o->grad_clip};
-    model_create(&run->model, run->device, &o->config, &model, &run->plan);
-    optimizer_create(&run->optimizer, &optimizer, &run->model, &run->plan);
-}
-
-// Lays out all buffers, at the recompute level asked for or (auto) the least that fits the device.
-static void make_plan(Run *run) {
-    RecomputeLevel level = recompute_level(run->options.recompute);
-    const bool automatic = level == RECOMPUTE_LEVELS;
-    if (automatic) level = RECOMPUTE_NONE;
-    plan_at_level(run, level);
-    while (automatic && !plan_fits(&run->plan, run->device) && level + 1 < RECOMPUTE_LEVELS) {
-        model_free(&run->model);
-        plan_clear(&run->plan);
-        level = (RecomputeLevel)(level + 1);
-        plan_at_level(run, level);
-    }
+static void print_attention(const Run *run) {
+    const Model *model = &run->training.model;
+    if (model->lighthouse_layers > 0)
+        printf("attention: %ld Lighthouse layers on %ld of %ld entries, %ld dense layers\n",
+               (long)model->lighthouse_layers, (long)model->lighthouse.entries,
+               (long)model->lighthouse.pyramid, (long)(model->config.layers - model->lighthouse_layers));
+    else
+        printf("attention: dense in all layers\n");
+    if (run->options.selection && model->lighthouse_layers == 0)
+        warning("--selection on has no effect: --dense-layers %s is all layers", run->options.dense_layers);
 }
 
 static void print_start(const Run *run, const Checkpoint *checkpoint) {
     const Options *o = &run->options;
-    const FlopsPerToken flops = flops_per_token(&o->config, o->seq_len);
+    const FlopsPerToken flops = training_flops(&run->training);
     options_print(o, checkpoint->options);
     printf("device: %s\n", run->device->name);
-    printf("model: %.1fM parameters, %s\n", 1e-6 * (double)run->model.parameters.model_size, o->dtype);
-    printf("work: %.3f GFLOP per token: %.3f linear, %.3f attention (dense)\n",
+    printf("model: %.1fM parameters, %s\n", 1e-6 * (double)run->training.model.parameters.model_size,
+           o->dtype);
+    printf("work: %.3f GFLOP per token: %.3f linear, %.3f attention\n",
            1e-9 * (flops.linear + flops.attention), 1e-9 * flops.linear, 1e-9 * flops.attention);
+    print_attention(run);
     if (run->train.shard_count > 0)
         printf("data: %ld samples of %ld tokens in %d shards; a step takes %ld\n", (long)run->train.samples,
                (long)o->seq_len, run->train.shard_count, (long)o->global_batch);
-    plan_print(&run->plan, run->device);
-    printf("recompute: %s\n", recompute_name(run->model.settings.recompute));
+    plan_print(&run->training.plan, run->device);
+    printf("recompute: %s\n", recompute_name(run->training.model.settings.recompute));
     if (checkpoint->path)
         printf("resuming %s: step %ld of %ld\n", checkpoint->path, (long)checkpoint->progress.step,
                (long)o->steps);
@@ -131,19 +103,11 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
 
 // --- build ----------------------------------------------------------------------------------------------
 
-static TrainingState training_state(Run *run) {
-    TrainingState state = {run->device,        &run->options.config,  &run->model.parameters,
-                           run->model.weights, run->optimizer.master, run->optimizer.m,
-                           run->optimizer.v};
-    return state;
-}
-
 static void build(Run *run, const Checkpoint *checkpoint) {
     const Options *o = &run->options;
-    plan_allocate(&run->plan, run->device);
-    model_start(&run->model);
+    training_allocate(&run->training);
     if (checkpoint->path) {
-        const TrainingState state = training_state(run);
+        const TrainingState state = training_state(&run->training);
         checkpoint_load(checkpoint, &state);
         run->progress = checkpoint->progress;
         if (schedule_kind(o->lr_schedule) != SCHEDULE_CONSTANT) {
@@ -153,12 +117,12 @@ static void build(Run *run, const Checkpoint *checkpoint) {
                         steps->valuestring, o->lr_schedule);
         }
     } else {
-        optimizer_initialize(&run->optimizer, &run->model, (uint64_t)o->seed);
+        optimizer_initialize(&run->training.optimizer, &run->training.model, (uint64_t)o->seed);
     }
     Schedule schedule = {
         schedule_kind(o->lr_schedule), o->lr, o->final_lr_frac, o->decay_frac, o->warmup_steps, o->steps};
     run->schedule = schedule;
-    const FlopsPerToken flops = flops_per_token(&o->config, o->seq_len);
+    const FlopsPerToken flops = training_flops(&run->training);
     run->flops_per_token = flops.linear + flops.attention;
     run->logger = logger_open(o->out, run->progress.step);
 }
@@ -182,42 +146,52 @@ static void train_step(Run *run, StepReport *report) {
     const Options *o = &run->options;
     const int64_t micro_steps = o->global_batch / o->batch_size;
     const double tokens = (double)o->global_batch * (double)o->seq_len;
-    model_zero_gradients(&run->model);
+    model_zero_gradients(&run->training.model);
     for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
         read_batch(run, &run->train, run->progress.samples + micro_step * o->batch_size, false);
-        model_accumulate(&run->model, micro_step, run->inputs, run->targets, 1 / tokens);
+        model_accumulate(&run->training.model, micro_step, run->inputs, run->targets, 1 / tokens);
     }
     report->learning_rate = schedule_learning_rate(&run->schedule, run->progress.step);
-    report->loss = model_losses(&run->model) / tokens;
-    report->grad_norm = optimizer_grad_norm(&run->optimizer, &run->model);
+    report->loss = model_losses(&run->training.model) / tokens;
+    report->grad_norm = optimizer_grad_norm(&run->training.optimizer, &run->training.model);
     if (!isfinite(report->loss) || !isfinite(report->grad_norm))
         fatal("step %ld: loss %g, gradient norm %g; nothing was updated, and earlier checkpoints are "
               "untouched; "
               "a lower --lr or a look at samples %ld to %ld may help",
               (long)run->progress.step + 1, report->loss, report->grad_norm, (long)run->progress.samples,
               (long)(run->progress.samples + o->global_batch - 1));
-    optimizer_update(&run->optimizer, &run->model, run->progress.step + 1, report->learning_rate,
-                     report->grad_norm);
+    optimizer_update(&run->training.optimizer, &run->training.model, run->progress.step + 1,
+                     report->learning_rate, report->grad_norm);
     run->device->synchronize(run->device);
     run->progress.step++;
     run->progress.samples += o->global_batch;
 }
 
 // The mean loss per token over the same first samples of the validation data every time.
-static double validate(Run *run) {
+static double validate(Run *run, bool selection) {
     const Options *o = &run->options;
     const int64_t batches = min_i64(o->val_batches, divide_up(run->validation.samples, o->batch_size));
     double loss = 0;
     for (int64_t batch = 0; batch < batches; batch++) {
         read_batch(run, &run->validation, batch * o->batch_size, true);
-        loss += model_evaluate(&run->model, run->inputs, run->targets);
+        loss += model_evaluate(&run->training.model, run->inputs, run->targets, selection);
     }
     return loss / ((double)(batches * o->batch_size) * (double)o->seq_len);
 }
 
+// Fills the validation losses of the steps that have them, as --val-selection wants them.
+static void validate_step(Run *run, StepReport *report) {
+    const Options *o = &run->options;
+    const bool last = run->progress.step == o->steps, selects = run->training.model.lighthouse_layers > 0;
+    report->validation_loss = report->validation_dense = NAN;
+    if (run->validation.samples == 0 || (!last && run->progress.step % o->val_every != 0)) return;
+    if (!selects || strcmp(o->val_selection, "off") != 0) report->validation_loss = validate(run, true);
+    if (selects && strcmp(o->val_selection, "same") != 0) report->validation_dense = validate(run, false);
+}
+
 static void save(Run *run) {
     const Options *o = &run->options;
-    const TrainingState state = training_state(run);
+    const TrainingState state = training_state(&run->training);
     const Retention retention = {o->keep, o->keep_every};
     cJSON *record = options_record(o);
     checkpoint_save(o->out, &state, &run->progress, record, o->seq_len, o->separator_token, &retention);
@@ -231,6 +205,7 @@ static void report_step(Run *run, StepReport *report) {
     report->step = run->progress.step;
     report->steps = o->steps;
     report->samples = run->progress.samples;
+    report->selection = run->training.model.lighthouse_layers > 0;
     report->tokens = (double)o->global_batch * (double)o->seq_len;
     report->memory = (double)(total_bytes - free_bytes);
     report->mfu = run->device->peak_flops > 0
@@ -249,11 +224,9 @@ static void train(Run *run) {
         const double start = now();
         train_step(run, &report);
         report.seconds = now() - start;
-        const bool last = run->progress.step == o->steps;
-        const bool validates =
-            run->validation.samples > 0 && (last || run->progress.step % o->val_every == 0);
-        report.validation_loss = validates ? validate(run) : NAN;
+        validate_step(run, &report);
         report_step(run, &report);
+        const bool last = run->progress.step == o->steps;
         if (last || (o->save_every > 0 && run->progress.step % o->save_every == 0)) save(run);
     }
     if (run->progress.step > 0)
@@ -262,9 +235,7 @@ static void train(Run *run) {
 
 static void close_run(Run *run) {
     logger_close(&run->logger);
-    plan_release(&run->plan, run->device);
-    plan_clear(&run->plan);
-    model_free(&run->model);
+    training_free(&run->training);
     dataset_close(&run->train);
     dataset_close(&run->validation);
     free(run->inputs);
@@ -280,9 +251,9 @@ int main(int argc, char **argv) {
     if (communicator.size != 1)
         fatal("%d processes were started: this program trains in one; start it without mpirun -np %d",
               communicator.size, communicator.size);
-    run.device = open_device(&run.options);
+    run.device = training_open_device(&run.options);
     if (!run.options.plan) open_data(&run);
-    make_plan(&run);
+    training_plan(&run.training, run.device, &run.options);
     print_start(&run, &checkpoint);
     if (!run.options.plan) {
         build(&run, &checkpoint);

@@ -110,15 +110,16 @@ static bool cut_further(AttentionPlan *plan) {
 void attention_plan_sizes(Device *device, AttentionPlan *plan) {
     const Piece all = whole(plan);
     const AttentionShape shape = piece_shape(plan, &all);
-    const size_t forward_bytes = device->ops->attention_workspace(&shape, false, device->stream);
+    plan->forward_bytes = device->ops->attention_workspace(&shape, false, device->stream);
     plan->call_bytes = backward_call_bytes(plan, device);
     const size_t backward_bytes = workspace_layout(plan, device->ops).end;
-    plan->workspace_bytes = forward_bytes > backward_bytes ? forward_bytes : backward_bytes;
+    plan->workspace_bytes = plan->forward_bytes > backward_bytes ? plan->forward_bytes : backward_bytes;
 }
 
 AttentionPlan attention_plan(Device *device, int64_t batch, int64_t seq_len, int heads, int kv_heads,
                              int head_dim, bool deterministic, size_t workspace_bound) {
-    AttentionPlan plan = {batch, seq_len, heads, kv_heads, head_dim, deterministic, kv_heads, seq_len, 0, 0};
+    AttentionPlan plan = {batch,    seq_len, heads, kv_heads, head_dim, deterministic,
+                          kv_heads, seq_len, 0,     0,        0};
     attention_plan_sizes(device, &plan);
     while (deterministic && plan.call_bytes > workspace_bound) {
         if (!cut_further(&plan))

@@ -18,7 +18,8 @@ typedef struct {
                             // call
     int64_t piece_len;      // and by length; seq_len if uncut
     size_t call_bytes;      // workspace of one backward call
-    size_t workspace_bytes; // of the whole forward or backward
+    size_t forward_bytes;   // workspace of the forward
+    size_t workspace_bytes; // of forward or backward, whichever needs more
 } AttentionPlan;
 
 // How to run attention of this size with calls that ask for at most `workspace_bound` bytes (but uncut, if

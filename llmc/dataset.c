@@ -121,7 +121,7 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
     const int outcome = glob(pattern, 0, NULL, &found);
     if (outcome == GLOB_NOMATCH) fatal("%s: no file matches %s", option, pattern);
     if (outcome != 0) fatal("%s: cannot look for %s: %s", option, pattern, strerror(errno));
-    Dataset dataset = {.seq_len = seq_len};
+    Dataset dataset = {.option = option, .seq_len = seq_len};
     dataset.shards = (Shard *)host_allocate(found.gl_pathc, sizeof(Shard), "the list of shards");
     int64_t longest = 0;
     for (size_t i = 0; i < found.gl_pathc; i++) {
@@ -175,7 +175,7 @@ void dataset_read(const Dataset *dataset, int64_t sample, int32_t *inputs, int32
         const int64_t offset = HEADER_BYTES + (first_token + done) * shard->token_bytes;
         const int64_t bytes = count * shard->token_bytes;
         const int64_t got = descriptor < 0 ? -1 : file_read(descriptor, block, (size_t)bytes, offset);
-        if (got != bytes) cannot_read("training data", shard, offset + max_i64(got, 0), got);
+        if (got != bytes) cannot_read(dataset->option, shard, offset + max_i64(got, 0), got);
         for (int64_t i = 0; i < count; i++) {
             const int32_t token = (int32_t)token_at(block, shard->token_bytes, i);
             if (done + i < dataset->seq_len) inputs[done + i] = token;

@@ -19,7 +19,8 @@ typedef struct {
 } Shard;
 
 typedef struct {
-    Shard *shards; // sorted by path
+    const char *option; // that named the shards, for messages
+    Shard *shards;      // sorted by path
     int shard_count;
     int64_t seq_len;
     int64_t samples; // over all shards

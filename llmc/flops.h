@@ -11,10 +11,12 @@ typedef struct {
     double attention; // the two products of scores and values
 } FlopsPerToken;
 
-// Forward and backward of one token in a sequence of seq_len under dense causal attention: two operations for
-// a multiplication and addition, the backward twice the forward (arXiv 2204.02311, appendix B), half of the
-// score matrix. What recomputation adds is not counted.
-FlopsPerToken flops_per_token(const ModelConfig *config, int64_t seq_len);
+// Forward and backward of one token, on average over a sequence: two operations for a multiplication and
+// addition, the backward twice the forward (arXiv 2204.02311, appendix B), half of the score matrix. What
+// recomputation adds is not counted. Of the layers, `lighthouse_layers` attend over a subsequence of
+// `entries`, the others over seq_len.
+FlopsPerToken flops_per_token(const ModelConfig *config, int64_t seq_len, int64_t lighthouse_layers,
+                              int64_t entries);
 
 #ifdef __cplusplus
 }

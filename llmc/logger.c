@@ -52,7 +52,9 @@ static void write_metrics(Logger *logger, const StepReport *r) {
     FILE *file = logger->metrics;
     fprintf(file, "{\"step\": %ld, \"samples\": %ld, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.15g",
             (long)r->step, (long)r->samples, r->loss, r->grad_norm, r->learning_rate);
+    fprintf(file, ", \"selection\": \"%s\"", r->selection ? "on" : "off");
     if (!isnan(r->validation_loss)) fprintf(file, ", \"val_loss\": %.9g", r->validation_loss);
+    if (!isnan(r->validation_dense)) fprintf(file, ", \"val_loss_dense\": %.9g", r->validation_dense);
     fprintf(file, ", \"ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * r->seconds, r->tokens / r->seconds);
     if (!isnan(r->mfu)) fprintf(file, ", \"mfu\": %.4f", r->mfu);
     fprintf(file, ", \"memory_gib\": %.3f}\n", r->memory / 0x1p30);
@@ -63,12 +65,14 @@ static void print_step(const Logger *logger, const StepReport *r) {
     char memory[32], mfu[16] = "n/a";
     if (!isnan(r->mfu)) snprintf(mfu, sizeof(mfu), "%.1f%%", 100 * r->mfu);
     const long left = lround((double)(r->steps - r->step) * logger->usual_seconds);
-    printf("step %ld/%ld | loss %.4f | grad norm %.3f | lr %.3e | %.0f ms | %.0f tokens/s | MFU %s | %s | "
+    printf("step %ld/%ld | selection %s | loss %.4f | grad norm %.3f | lr %.3e | %.0f ms | %.0f tokens/s | "
+           "MFU %s | %s | "
            "%ld:%02ld:%02ld left",
-           (long)r->step, (long)r->steps, r->loss, r->grad_norm, r->learning_rate, 1e3 * r->seconds,
-           r->tokens / r->seconds, mfu, format_bytes(memory, r->memory), left / 3600, left / 60 % 60,
-           left % 60);
+           (long)r->step, (long)r->steps, r->selection ? "on" : "off", r->loss, r->grad_norm,
+           r->learning_rate, 1e3 * r->seconds, r->tokens / r->seconds, mfu, format_bytes(memory, r->memory),
+           left / 3600, left / 60 % 60, left % 60);
     if (!isnan(r->validation_loss)) printf(" | val loss %.4f", r->validation_loss);
+    if (!isnan(r->validation_dense)) printf(" | dense val loss %.4f", r->validation_dense);
     printf("\n");
     fflush(stdout);
 }

@@ -11,11 +11,13 @@ typedef struct {
     int64_t samples;        // sequences consumed so far
     double loss, grad_norm; // mean per token, before the update; before clipping
     double learning_rate;
-    double validation_loss; // NAN where there was no validation
-    double seconds;         // of this step, validation and saving not included
-    double tokens;          // of this step
-    double mfu;             // share of the device's peak FLOP/s; NAN where the peak is not known
-    double memory;          // bytes in use on the device
+    double validation_loss;  // as trained; NAN where there was no validation
+    double validation_dense; // with dense attention, where it was trained with selection; NAN likewise
+    bool selection;          // whether the step was trained with selection (stage 1 of the recipe)
+    double seconds;          // of this step, validation and saving not included
+    double tokens;           // of this step
+    double mfu;              // share of the device's peak FLOP/s; NAN where the peak is not known
+    double memory;           // bytes in use on the device
 } StepReport;
 
 typedef struct {

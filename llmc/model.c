@@ -25,28 +25,68 @@ static int64_t default_loss_chunk(const Model *model) {
     return rows;
 }
 
+static const LighthouseShape *lighthouse_of(const Model *model) {
+    return model->lighthouse_layers > 0 ? &model->lighthouse : NULL;
+}
+
+static size_t bytes_of(const Model *model, ActivationKind kind) {
+    return activation_bytes(kind, &model->config, model->settings.batch, model->settings.seq_len,
+                            lighthouse_of(model), storage_of(model));
+}
+
+static bool is_kept(const Model *model, ActivationKind kind, int64_t layer) {
+    return activation_kept(kind, model->layer_kinds[layer], model->settings.recompute);
+}
+
 static void plan_activations(Model *model, MemoryPlan *plan) {
     const int64_t layers = model->config.layers;
     for (int i = 0; i < ACTIVATION_KINDS; i++) {
         const ActivationKind kind = (ActivationKind)i;
-        const bool kept = activation_kept(kind, model->settings.recompute);
-        const size_t bytes = activation_bytes(kind, &model->config, rows_of(model), storage_of(model));
+        int64_t kept = 0;
+        bool shared = false;
+        for (int64_t layer = 0; layer < layers; layer++) {
+            kept += is_kept(model, kind, layer);
+            shared |= activation_shared(kind, model->layer_kinds[layer], model->settings.recompute);
+        }
+        const size_t bytes = bytes_of(model, kind);
         model->activations[i] =
             (void **)host_allocate((size_t)layers, sizeof(void *), "activation addresses");
-        // One buffer holds all layers of a kept activation; model_start hands out the layers' parts.
-        plan_add(plan, kept ? bytes * (size_t)layers : bytes, &model->activations[i][0], "activations: %s%s",
-                 activation_name(kind), kept ? "" : " (recomputed)");
+        plan_add(plan, (size_t)kept * bytes, &model->kept_activations[i], "activations: %s, %ld layers",
+                 activation_name(kind), (long)kept);
+        plan_add(plan, shared ? bytes : 0, &model->shared_activation[i], "activations: %s, not kept",
+                 activation_name(kind));
     }
 }
 
+// What all layers' attention needs at most: that of dense layers' backward only if there are any.
+static size_t attention_workspace_bytes(const Model *model) {
+    const bool all_lighthouse = model->lighthouse_layers == model->config.layers;
+    const size_t dense = all_lighthouse ? model->attention.forward_bytes : model->attention.workspace_bytes;
+    const size_t sub = model->lighthouse_layers > 0 ? model->sub_attention.workspace_bytes : 0;
+    return dense > sub ? dense : sub;
+}
+
+// Elements of storage type: a chunk of logits, or the wide gradients of one half of a layer.
+static size_t scratch_elements(const Model *model) {
+    const ModelConfig *c = &model->config;
+    const int64_t rows = rows_of(model);
+    const int64_t logits = min_i64(model->settings.loss_chunk, rows) * c->vocab_size;
+    const int64_t feed_forward = rows * 3 * c->ffn_dim;
+    const int64_t lighthouse =
+        model->lighthouse_layers > 0 ? lighthouse_backward_scratch(&model->lighthouse) : 0;
+    const int64_t attention = rows * qkv_dim(c) + lighthouse;
+    return (size_t)max_i64(logits, max_i64(feed_forward, attention));
+}
+
 static void plan_buffers(Model *model, MemoryPlan *plan) {
-    const ModelConfig *config = &model->config;
     const size_t storage = storage_size(storage_of(model)), accumulator = storage_size(accumulator_of(model));
     const size_t rows = (size_t)rows_of(model), elements = (size_t)model->parameters.elements;
-    const size_t residual = rows * (size_t)config->dim * storage;
-    const size_t logits =
-        (size_t)min_i64(model->settings.loss_chunk, rows_of(model)) * (size_t)config->vocab_size;
-    const size_t wide = rows * (size_t)max_i64(3 * config->ffn_dim, qkv_dim(config));
+    const size_t residual = rows * (size_t)model->config.dim * storage;
+    const size_t angles = (size_t)(model->settings.seq_len * head_dim(&model->config)) * accumulator;
+    const size_t heads = (size_t)(model->config.heads + model->config.kv_heads);
+    const size_t scores = model->lighthouse_layers > 0
+                              ? (size_t)(model->settings.batch * model->lighthouse.pyramid) * heads
+                              : 0;
     plan_add(plan, elements * storage, &model->weights, "weights");
     plan_add(plan, elements * accumulator, &model->gradients, "gradients");
     plan_activations(model, plan);
@@ -55,16 +95,28 @@ static void plan_buffers(Model *model, MemoryPlan *plan) {
     plan_add(plan, rows * accumulator, &model->last_rstd, "activations: final norm 1/rms");
     plan_add(plan, residual, &model->grad_residual, "gradient of the residual stream");
     plan_add(plan, residual, &model->grad_branch, "gradient of a branch");
-    plan_add(plan, (logits > wide ? logits : wide) * storage, &model->scratch,
+    plan_add(plan, scratch_elements(model) * storage, &model->scratch,
              "a chunk of logits, or wide gradients");
-    plan_add(plan, model->attention.workspace_bytes, &model->attention_workspace, "attention workspace");
-    plan_add(plan, (size_t)(model->settings.seq_len * head_dim(config)) * accumulator, &model->angles,
-             "RoPE angles");
+    plan_add(plan, scores * accumulator, &model->scores, "selection scores");
+    plan_add(plan, attention_workspace_bytes(model), &model->attention_workspace, "attention workspace");
+    plan_add(plan, angles, &model->angles, "RoPE angles");
     plan_add(plan, rows * sizeof(int32_t), &model->tokens, "tokens");
     plan_add(plan, rows * sizeof(int32_t), &model->targets, "targets");
     plan_add(plan, rows * accumulator, &model->losses, "losses");
     plan_add(plan, (size_t)max_i64(model->settings.micro_steps, 1) * sizeof(double), &model->loss_sums,
              "loss sums");
+}
+
+static void settle_layers(Model *model) {
+    const ModelSettings *s = &model->settings;
+    const int64_t layers = model->config.layers;
+    model->layer_kinds = (LayerKind *)host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
+    for (int64_t layer = 0; layer < layers; layer++)
+        if (s->selection && !(s->dense_layers && s->dense_layers[layer])) {
+            model->layer_kinds[layer] = LAYER_LIGHTHOUSE;
+            model->lighthouse_layers++;
+        }
+    model->settings.dense_layers = NULL; // the caller's memory
 }
 
 void model_create(Model *model, Device *device, const ModelConfig *config, const ModelSettings *settings,
@@ -74,12 +126,18 @@ void model_create(Model *model, Device *device, const ModelConfig *config, const
     model->config = *config;
     model->settings = *settings;
     model->parameters = parameter_table_create(config);
-    if (model->settings.loss_chunk == 0) model->settings.loss_chunk = default_loss_chunk(model);
-    if (model->settings.attention_workspace_bound == 0)
-        model->settings.attention_workspace_bound = (size_t)4 << 30;
-    model->attention = attention_plan(device, settings->batch, settings->seq_len, (int)config->heads,
-                                      (int)config->kv_heads, (int)head_dim(config), settings->deterministic,
-                                      model->settings.attention_workspace_bound);
+    ModelSettings *s = &model->settings;
+    const int heads = (int)config->heads, kv_heads = (int)config->kv_heads, dim = (int)head_dim(config);
+    if (s->loss_chunk == 0) s->loss_chunk = default_loss_chunk(model);
+    if (s->attention_workspace_bound == 0) s->attention_workspace_bound = (size_t)4 << 30;
+    settle_layers(model);
+    model->attention = attention_plan(device, s->batch, s->seq_len, heads, kv_heads, dim, s->deterministic,
+                                      s->attention_workspace_bound);
+    if (model->lighthouse_layers > 0) {
+        model->lighthouse = lighthouse_shape(&s->lighthouse, s->batch, s->seq_len, heads, kv_heads, dim);
+        model->sub_attention = lighthouse_attention_plan(device, &model->lighthouse, s->deterministic,
+                                                         s->attention_workspace_bound);
+    }
     plan_buffers(model, plan);
 }
 
@@ -105,19 +163,21 @@ static void upload_angles(Model *model) {
 }
 
 void model_start(Model *model) {
-    for (int kind = 0; kind < ACTIVATION_KINDS; kind++) {
-        const bool kept = activation_kept((ActivationKind)kind, model->settings.recompute);
-        const size_t bytes =
-            activation_bytes((ActivationKind)kind, &model->config, rows_of(model), storage_of(model));
-        for (int64_t layer = 1; layer < model->config.layers; layer++)
-            model->activations[kind][layer] =
-                (char *)model->activations[kind][0] + (kept ? bytes * (size_t)layer : 0);
+    for (int i = 0; i < ACTIVATION_KINDS; i++) {
+        const size_t bytes = bytes_of(model, (ActivationKind)i);
+        char *next = (char *)model->kept_activations[i];
+        for (int64_t layer = 0; layer < model->config.layers; layer++) {
+            const bool kept = is_kept(model, (ActivationKind)i, layer);
+            model->activations[i][layer] = kept ? next : model->shared_activation[i];
+            next += kept ? bytes : 0;
+        }
     }
     upload_angles(model);
 }
 
 void model_free(Model *model) {
     for (int kind = 0; kind < ACTIVATION_KINDS; kind++) free(model->activations[kind]);
+    free(model->layer_kinds);
     parameter_table_free(&model->parameters);
     memset(model, 0, sizeof(*model));
 }
@@ -142,51 +202,89 @@ static void *activation(const Model *model, ActivationKind kind, int64_t layer) 
     return model->activations[kind][layer];
 }
 
-// Runs the steps of a layer, in order, whose results are wanted: all in the forward; in the backward those
-// that were not kept. What a step reads has been kept or is made by a step before it.
-static void layer_steps(Model *model, int64_t layer, bool only_missing) {
+LighthouseLayer model_lighthouse_layer(const Model *model, int64_t layer) {
+    LighthouseLayer buffers = {(int32_t *)activation(model, ACT_POSITIONS, layer),
+                               activation(model, ACT_GATHERED, layer), activation(model, ACT_SUB_OUT, layer),
+                               activation(model, ACT_SUB_LOGSUMEXP, layer)};
+    return buffers;
+}
+
+// Which of a layer's activations a pass makes: all of them in the forward; in the backward those not kept.
+typedef struct {
+    LayerKind kind;
+    bool forward;
+    RecomputeLevel level;
+} Pass;
+
+static bool makes(Pass pass, ActivationKind kind) {
+    return pass.forward || !activation_kept(kind, pass.kind, pass.level);
+}
+
+// Queries, keys and values, turned by their positions; with `norms` also level 0 of the selection's scores.
+static void project_qkv(Model *model, int64_t layer, bool norms) {
+    const ModelConfig *c = &model->config;
+    const Ops *ops = model->device->ops;
+    void *qkv = activation(model, ACT_QKV, layer);
+    ops->linear_forward(qkv, activation(model, ACT_ATTN_NORM, layer), model_weight(model, PARAM_QUERY, layer),
+                        NULL, rows_of(model), qkv_dim(c), c->dim, model->device->stream);
+    ops->rope(qkv, norms ? model->scores : NULL, model->lighthouse.pyramid, model->angles,
+              model->settings.batch, model->settings.seq_len, (int)(c->heads + 2 * c->kv_heads),
+              (int)(c->heads + c->kv_heads), (int)head_dim(c), false, model->device->stream);
+}
+
+static void attention_steps(Model *model, int64_t layer, Pass pass) {
+    void *qkv = activation(model, ACT_QKV, layer), *out = activation(model, ACT_ATTENTION, layer);
+    if (pass.kind == LAYER_DENSE) {
+        if (makes(pass, ACT_QKV)) project_qkv(model, layer, false);
+        if (makes(pass, ACT_ATTENTION))
+            attention_forward(model->device, &model->attention, out, activation(model, ACT_LOGSUMEXP, layer),
+                              qkv, model->attention_workspace);
+        return;
+    }
+    const LighthouseShape *shape = &model->lighthouse;
+    const LighthouseLayer buffers = model_lighthouse_layer(model, layer);
+    if (makes(pass, ACT_GATHERED)) project_qkv(model, layer, makes(pass, ACT_POSITIONS));
+    if (makes(pass, ACT_POSITIONS)) lighthouse_select(model->device, shape, &buffers, model->scores);
+    if (makes(pass, ACT_GATHERED)) lighthouse_gather(model->device, shape, &buffers, qkv);
+    if (makes(pass, ACT_SUB_OUT))
+        lighthouse_attend(model->device, &model->sub_attention, &buffers, model->attention_workspace);
+    if (makes(pass, ACT_ATTENTION)) lighthouse_scatter(model->device, shape, &buffers, out);
+}
+
+// Runs the steps of a layer, in order, whose results the pass makes. What a step reads has been kept or is
+// made by a step before it.
+static void layer_steps(Model *model, int64_t layer, Pass pass) {
     const Ops *ops = model->device->ops;
     Stream *stream = model->device->stream;
     const ModelConfig *c = &model->config;
     const int64_t rows = rows_of(model), query_dim = c->heads * head_dim(c);
-    const RecomputeLevel level = only_missing ? model->settings.recompute : RECOMPUTE_LEVELS;
     void *residual = activation(model, ACT_RESIDUAL, layer);
-    void *attn_norm = activation(model, ACT_ATTN_NORM, layer);
-    void *qkv = activation(model, ACT_QKV, layer);
-    void *attention = activation(model, ACT_ATTENTION, layer);
     void *ffn_residual = activation(model, ACT_FFN_RESIDUAL, layer);
     void *ffn_norm = activation(model, ACT_FFN_NORM, layer);
     void *gate_up = activation(model, ACT_GATE_UP, layer);
 
-    if (!activation_kept(ACT_ATTN_NORM, level))
-        ops->rmsnorm_forward(attn_norm, activation(model, ACT_ATTN_RSTD, layer), residual,
-                             model_weight(model, PARAM_ATTENTION_NORM, layer), rows, c->dim, c->norm_eps,
-                             stream);
-    if (!activation_kept(ACT_QKV, level)) {
-        ops->linear_forward(qkv, attn_norm, model_weight(model, PARAM_QUERY, layer), NULL, rows, qkv_dim(c),
-                            c->dim, stream);
-        ops->rope(qkv, model->angles, model->settings.batch, model->settings.seq_len,
-                  (int)(c->heads + 2 * c->kv_heads), (int)(c->heads + c->kv_heads), (int)head_dim(c), false,
-                  stream);
-    }
-    if (!activation_kept(ACT_ATTENTION, level))
-        attention_forward(model->device, &model->attention, attention,
-                          activation(model, ACT_LOGSUMEXP, layer), qkv, model->attention_workspace);
-    if (!activation_kept(ACT_FFN_RESIDUAL, level))
-        ops->linear_forward(ffn_residual, attention, model_weight(model, PARAM_ATTENTION_OUT, layer),
-                            residual, rows, c->dim, query_dim, stream);
-    if (!activation_kept(ACT_FFN_NORM, level))
+    if (makes(pass, ACT_ATTN_NORM))
+        ops->rmsnorm_forward(activation(model, ACT_ATTN_NORM, layer), activation(model, ACT_ATTN_RSTD, layer),
+                             residual, model_weight(model, PARAM_ATTENTION_NORM, layer), rows, c->dim,
+                             c->norm_eps, stream);
+    attention_steps(model, layer, pass);
+    if (makes(pass, ACT_FFN_RESIDUAL))
+        ops->linear_forward(ffn_residual, activation(model, ACT_ATTENTION, layer),
+                            model_weight(model, PARAM_ATTENTION_OUT, layer), residual, rows, c->dim,
+                            query_dim, stream);
+    if (makes(pass, ACT_FFN_NORM))
         ops->rmsnorm_forward(ffn_norm, activation(model, ACT_FFN_RSTD, layer), ffn_residual,
                              model_weight(model, PARAM_FFN_NORM, layer), rows, c->dim, c->norm_eps, stream);
-    if (!activation_kept(ACT_GATE_UP, level))
+    if (makes(pass, ACT_GATE_UP))
         ops->linear_forward(gate_up, ffn_norm, model_weight(model, PARAM_GATE, layer), NULL, rows,
                             2 * c->ffn_dim, c->dim, stream);
-    if (!activation_kept(ACT_SWIGLU, level))
+    if (makes(pass, ACT_SWIGLU))
         ops->swiglu_forward(activation(model, ACT_SWIGLU, layer), gate_up, rows, c->ffn_dim, stream);
 }
 
-// The stack up to the final norm; the host's int32[rows] tokens go in.
-static void forward(Model *model, const int32_t *inputs) {
+// The stack up to the final norm; the host's int32[rows] tokens go in. Without selection all layers are
+// dense.
+static void forward(Model *model, const int32_t *inputs, bool selection) {
     const Ops *ops = model->device->ops;
     Stream *stream = model->device->stream;
     const ModelConfig *c = &model->config;
@@ -195,7 +293,9 @@ static void forward(Model *model, const int32_t *inputs) {
     ops->embedding_forward(activation(model, ACT_RESIDUAL, 0), model_weight(model, PARAM_EMBEDDING, 0),
                            (const int32_t *)model->tokens, rows, c->dim, c->vocab_size, stream);
     for (int64_t layer = 0; layer < c->layers; layer++) {
-        layer_steps(model, layer, false);
+        const Pass pass = {selection ? model->layer_kinds[layer] : LAYER_DENSE, true,
+                           model->settings.recompute};
+        layer_steps(model, layer, pass);
         void *output =
             layer + 1 < c->layers ? activation(model, ACT_RESIDUAL, layer + 1) : model->last_residual;
         ops->linear_forward(output, activation(model, ACT_SWIGLU, layer),
@@ -258,6 +358,24 @@ static void feed_forward_backward(Model *model, int64_t layer) {
                           rows, c->dim, stream);
 }
 
+static void dense_layer_backward(Model *model, int64_t layer, void *grad_qkv, const void *grad_attention) {
+    const ModelConfig *c = &model->config;
+    attention_backward(model->device, &model->attention, grad_qkv, grad_attention,
+                       activation(model, ACT_QKV, layer), activation(model, ACT_ATTENTION, layer),
+                       activation(model, ACT_LOGSUMEXP, layer), model->attention_workspace);
+    model->device->ops->rope(grad_qkv, NULL, 0, model->angles, model->settings.batch, model->settings.seq_len,
+                             (int)(c->heads + 2 * c->kv_heads), (int)(c->heads + c->kv_heads),
+                             (int)head_dim(c), true, model->device->stream);
+}
+
+static void lighthouse_layer_backward(Model *model, int64_t layer, void *grad_qkv,
+                                      const void *grad_attention) {
+    const LighthouseLayer buffers = model_lighthouse_layer(model, layer);
+    void *scratch = element(grad_qkv, rows_of(model) * qkv_dim(&model->config), storage_of(model));
+    lighthouse_backward(model->device, &model->lighthouse, &model->sub_attention, &buffers, grad_qkv,
+                        grad_attention, model->angles, scratch, model->attention_workspace);
+}
+
 // grad_residual comes in as the gradient of ffn_residual and leaves as that of the layer's input.
 static void attention_block_backward(Model *model, int64_t layer) {
     const Ops *ops = model->device->ops;
@@ -271,12 +389,10 @@ static void attention_block_backward(Model *model, int64_t layer) {
     ops->linear_backward_input(grad_attention, model->grad_residual,
                                model_weight(model, PARAM_ATTENTION_OUT, layer), rows, c->dim, query_dim,
                                stream);
-    attention_backward(model->device, &model->attention, grad_qkv, grad_attention,
-                       activation(model, ACT_QKV, layer), activation(model, ACT_ATTENTION, layer),
-                       activation(model, ACT_LOGSUMEXP, layer), model->attention_workspace);
-    ops->rope(grad_qkv, model->angles, model->settings.batch, model->settings.seq_len,
-              (int)(c->heads + 2 * c->kv_heads), (int)(c->heads + c->kv_heads), (int)head_dim(c), true,
-              stream);
+    if (model->layer_kinds[layer] == LAYER_LIGHTHOUSE)
+        lighthouse_layer_backward(model, layer, grad_qkv, grad_attention);
+    else
+        dense_layer_backward(model, layer, grad_qkv, grad_attention);
     ops->linear_backward_weight(model_gradient(model, PARAM_QUERY, layer), grad_qkv,
                                 activation(model, ACT_ATTN_NORM, layer), rows, qkv_dim(c), c->dim, stream);
     ops->linear_backward_input(model->grad_branch, grad_qkv, model_weight(model, PARAM_QUERY, layer), rows,
@@ -297,7 +413,8 @@ static void backward(Model *model) {
                           model->grad_branch, model->last_residual, model_weight(model, PARAM_FINAL_NORM, 0),
                           model->last_rstd, rows, c->dim, stream);
     for (int64_t layer = c->layers - 1; layer >= 0; layer--) {
-        layer_steps(model, layer, true);
+        const Pass pass = {model->layer_kinds[layer], false, model->settings.recompute};
+        layer_steps(model, layer, pass);
         feed_forward_backward(model, layer);
         attention_block_backward(model, layer);
     }
@@ -314,7 +431,7 @@ void model_zero_gradients(Model *model) {
 
 void model_accumulate(Model *model, int64_t micro_step, const int32_t *inputs, const int32_t *targets,
                       double loss_weight) {
-    forward(model, inputs);
+    forward(model, inputs, true);
     head_and_loss(model, targets, loss_weight);
     model->device->ops->sum((double *)model->loss_sums + micro_step, model->losses, rows_of(model),
                             model->device->stream);
@@ -331,8 +448,8 @@ double model_losses(Model *model) {
     return total;
 }
 
-double model_evaluate(Model *model, const int32_t *inputs, const int32_t *targets) {
-    forward(model, inputs);
+double model_evaluate(Model *model, const int32_t *inputs, const int32_t *targets, bool selection) {
+    forward(model, inputs, selection);
     head_and_loss(model, targets, 0);
     model->device->ops->sum((double *)model->loss_sums, model->losses, rows_of(model), model->device->stream);
     double total;
@@ -343,7 +460,7 @@ double model_evaluate(Model *model, const int32_t *inputs, const int32_t *target
 void model_logits(Model *model, void *logits, const int32_t *inputs, int64_t first_row, int64_t count) {
     const ModelConfig *c = &model->config;
     const StorageType storage = storage_of(model);
-    forward(model, inputs);
+    forward(model, inputs, false);
     model->device->ops->linear_forward(model->scratch, element(model->last_norm, first_row * c->dim, storage),
                                        model_weight(model, PARAM_HEAD, 0), NULL, count, c->vocab_size, c->dim,
                                        model->device->stream);

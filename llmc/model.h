@@ -2,7 +2,7 @@
 // linear head → cross-entropy. Its buffers, its forward, and its backward, over a device's operations.
 #pragma once
 #include "activations.h"
-#include "attention.h"
+#include "lighthouse.h"
 #include "parameters.h"
 #include "plan.h"
 
@@ -14,7 +14,10 @@ typedef struct {
     int64_t batch, seq_len; // tokens of one micro-step are batch · seq_len
     int64_t micro_steps;    // of one optimizer step
     RecomputeLevel recompute;
-    bool deterministic;               // attention's backward too
+    bool deterministic; // attention's backward too
+    bool selection;     // Lighthouse attention, in the layers that are not dense
+    LighthouseSettings lighthouse;
+    const bool *dense_layers;         // [layers]; NULL: none
     int64_t loss_chunk;               // tokens whose logits are held at once; 0: as many as fit in 2 GiB
     size_t attention_workspace_bound; // bytes, for deterministic attention; 0: 4 GiB
 } ModelSettings;
@@ -22,18 +25,25 @@ typedef struct {
 typedef struct {
     Device *device;
     ModelConfig config;
-    ModelSettings settings;
+    ModelSettings settings; // without dense_layers: layer_kinds has them
     ParameterTable parameters;
-    AttentionPlan attention;
+    LayerKind *layer_kinds;      // [layers], in training
+    int64_t lighthouse_layers;   // how many are LAYER_LIGHTHOUSE
+    AttentionPlan attention;     // of dense layers
+    LighthouseShape lighthouse;  // of Lighthouse layers
+    AttentionPlan sub_attention; // their inner attention
     // Device buffers.
-    void *weights;                        // S[parameters.elements]
-    void *gradients;                      // A[parameters.elements]
-    void **activations[ACTIVATION_KINDS]; // [layers], all the same buffer where they are not kept
+    void *weights;                            // S[parameters.elements]
+    void *gradients;                          // A[parameters.elements]
+    void *kept_activations[ACTIVATION_KINDS]; // of the layers that keep it, one after the other
+    void *shared_activation[ACTIVATION_KINDS];
+    void **activations[ACTIVATION_KINDS]; // [layers]: a part of the former, or the latter
     void *last_residual;                  // S[rows, dim]: the last layer's output
     void *last_norm, *last_rstd;          // S[rows, dim], A[rows]
     void *grad_residual;                  // S[rows, dim]: the gradient that flows down the residual stream
     void *grad_branch;                    // S[rows, dim]: the gradient of a norm's output or of attention's
     void *scratch;                        // one chunk of logits, or one layer's wide gradients
+    void *scores;                         // A[batch, heads + kv_heads, pyramid], of Lighthouse layers
     void *attention_workspace;
     void *angles;           // A[seq_len, head_dim/2, 2]
     void *tokens, *targets; // int32[rows]
@@ -63,12 +73,15 @@ void model_accumulate(Model *model, int64_t micro_step, const int32_t *inputs, c
 // Waits, and returns the sum of all micro-steps' losses (natural log, not averaged), in their order.
 double model_losses(Model *model);
 
-// Forward only: the sum of the tokens' losses.
-double model_evaluate(Model *model, const int32_t *inputs, const int32_t *targets);
+// Forward only: the sum of the tokens' losses, as trained (selection as in the settings) or all dense.
+double model_evaluate(Model *model, const int32_t *inputs, const int32_t *targets, bool selection);
 
-// Forward only: logits S[count, vocab_size] of `count` consecutive rows from first_row on, to host memory.
-// count may be at most the loss chunk.
+// Forward only, all layers dense: logits S[count, vocab_size] of `count` consecutive rows from first_row on,
+// to host memory. count may be at most the loss chunk.
 void model_logits(Model *model, void *logits, const int32_t *inputs, int64_t first_row, int64_t count);
+
+// A layer's Lighthouse buffers.
+LighthouseLayer model_lighthouse_layer(const Model *model, int64_t layer);
 
 // A parameter's place in a flat buffer of storage or accumulator type.
 void *model_weight(const Model *model, ParameterKind kind, int64_t layer);

@@ -42,6 +42,30 @@ typedef struct {
     AttentionStrides grad_query, grad_key, grad_value; // of the backward's outputs
 } AttentionShape;
 
+// How Lighthouse attention cuts a sequence. Entry (level, index) covers the tokens
+// [index, index + 1)·pool^level; level 0 are the tokens, level `levels - 1` is the coarsest. A head's pyramid
+// is all its entries: level after level, from level 0 on.
+typedef struct {
+    int64_t batch, seq_len;
+    int heads, kv_heads, head_dim;
+    int levels;
+    int log2_pool;   // pool, a power of two: how many entries of a level one of the next covers
+    int tile;        // parents that a chunk picks at each level
+    int64_t chunks;  // of equal length; each picks on its own
+    int64_t entries; // of the subsequence: seq_len/pool^(levels-1) + (levels-1)·pool·tile·chunks
+    int64_t pyramid; // entries of all levels
+} LighthouseShape;
+
+// Entries of a level, and where the level starts in a head's pyramid.
+static inline int64_t level_entries(const LighthouseShape *shape, int level) {
+    return shape->seq_len >> (level * shape->log2_pool);
+}
+static inline int64_t level_start(const LighthouseShape *shape, int level) {
+    int64_t start = 0;
+    for (int below = 0; below < level; below++) start += level_entries(shape, below);
+    return start;
+}
+
 // One AdamW update; the formula is at adamw below.
 typedef struct {
     int64_t step; // counts from 1: the exponent of the bias corrections
@@ -96,9 +120,11 @@ typedef struct Ops {
 
     // In place on the first `rotated_heads` of the `heads` heads of x S[batch, seq_len, heads, head_dim]:
     // with j < head_dim/2, (x_j, x_{j+head_dim/2}) turns by the angle whose cosine and sine stand at angles
-    // A[seq_len, head_dim/2, 2]. `inverse` turns back, which is the backward.
-    void (*rope)(void *x, const void *angles, int64_t batch, int64_t seq_len, int heads, int rotated_heads,
-                 int head_dim, bool inverse, Stream *stream);
+    // A[seq_len, head_dim/2, 2]. `inverse` turns back, which is the backward. If norms is not NULL, the
+    // Euclidean norm of each turned head, of the values as they are stored, goes to
+    // norms A[batch, rotated_heads, norms_stride], of whose rows the first seq_len elements are written.
+    void (*rope)(void *x, void *norms, int64_t norms_stride, const void *angles, int64_t batch,
+                 int64_t seq_len, int heads, int rotated_heads, int head_dim, bool inverse, Stream *stream);
 
     // --- attention --------------------------------------------------------------------------------------
 
@@ -119,6 +145,50 @@ typedef struct Ops {
                                const void *query, const void *key, const void *value, const void *out,
                                const void *logsumexp, const AttentionShape *shape, void *workspace,
                                Stream *stream);
+
+    // --- Lighthouse attention (arXiv 2605.06554): all around the inner attention -------------------------
+    // LighthouseShape says what levels, entries and chunks are. No atomics on floating point: every result is
+    // one sum in a fixed order, in the accumulator type, rounded once.
+
+    // Fills the coarser levels of scores A[batch, heads + kv_heads, pyramid] (query heads, then key heads)
+    // from level 0: the maximum over the tokens covered. NaN counts as -infinity; level 0 is left as it is.
+    void (*lighthouse_pool_scores)(void *scores, const LighthouseShape *shape, Stream *stream);
+
+    // positions int32[batch, heads, pyramid]: where in the subsequence an entry stands, in [0, entries), or
+    // -1 if it is not selected. Per batch, query head and chunk, from the coarsest level to level 1: of the
+    // candidates (at the coarsest level all of the chunk, then the children of the level above's parents) the
+    // tile/2 with the largest query scores, and of the rest the tile/2 with the largest key scores (of the
+    // head's key head), become parents; ties go to the lower index. Every candidate of any level is selected.
+    // Chunk g fills the positions from g·entries/chunks on, in post-order: children from left to right, then
+    // their parent.
+    void (*lighthouse_select)(int32_t *positions, const void *scores, const LighthouseShape *shape,
+                              Stream *stream);
+
+    // gathered S[batch, entries, 3*heads, head_dim] (queries, keys, values: the packed layout with a
+    // key/value head per query head) = the means over each selected entry's tokens of qkv S[batch, seq_len,
+    // heads + 2*kv_heads, head_dim].
+    void (*lighthouse_gather)(void *gathered, const void *qkv, const int32_t *positions,
+                              const LighthouseShape *shape, Stream *stream);
+
+    // Its transpose: grad_qkv of a token = the sum over the levels, from 0 up, of 1/pool^level ·
+    // grad_gathered of the entry that covers it, if selected; keys and values also sum over the query heads
+    // of their group, in order. With angles A[seq_len, head_dim/2, 2] (NULL: without) the gradients of
+    // queries and keys are then turned back as rope's inverse does, before the one rounding.
+    void (*lighthouse_gather_backward)(void *grad_qkv, const void *grad_gathered, const int32_t *positions,
+                                       const void *angles, const LighthouseShape *shape, Stream *stream);
+
+    // out S[batch, seq_len, heads, head_dim]: token t sums, from level 0 up, sub_out
+    // S[batch, entries, heads, head_dim] of the entry of index (t+1)/pool^level - 1 (rounded down) of each
+    // level, if there is one and it is selected: an entry's output goes to tokens from its last one on, never
+    // before. Zero if there is none.
+    void (*lighthouse_scatter)(void *out, const void *sub_out, const int32_t *positions,
+                               const LighthouseShape *shape, Stream *stream);
+
+    // Its transpose: grad_sub_out of a selected entry = the sum of grad_out over the tokens its output went
+    // to:
+    // [(index+1)·pool^level - 1, (index+2)·pool^level - 2], cut off at seq_len.
+    void (*lighthouse_scatter_backward)(void *grad_sub_out, const void *grad_out, const int32_t *positions,
+                                        const LighthouseShape *shape, Stream *stream);
 
     // --- feed-forward: SwiGLU (arXiv 2002.05202) --------------------------------------------------------
 

@@ -66,6 +66,18 @@ static const Option options_table[] = {
     {"global-batch", INT(global_batch), "32", 1, 1 << 30, NULL, RECORD, "SEQUENCES",
      "per optimizer step; gradients accumulate over its micro-steps"},
 
+    HEADING("attention (Lighthouse)"),
+    {"selection", ON_OFF, AT(selection), "on", 0, 0, NULL, RECORD, "on|off",
+     "off: ordinary dense attention in all layers"},
+    {"levels", INT(levels), "3", 2, 32, NULL, RECORD, "L", "of the pyramid, the tokens included"},
+    {"pool", INT(pool), "4", 2, 1 << 20, NULL, RECORD, "P", "entries of a level that one of the next covers"},
+    {"topk", INT(topk), "1536", 1, 1 << 30, NULL, RECORD, "K", "entries that each level refines"},
+    {"topk-tile", INT(topk_tile), "128", 2, 1 << 30, NULL, RECORD, "T",
+     "entries that one chunk refines; topk / topk-tile chunks choose on their own"},
+    {"scorer", CHOICE, AT(scorer), "norm", 0, 0, "norm", RECORD, "KIND", "what entries are chosen by"},
+    {"dense-layers", TEXT, AT(dense_layers), "auto", 0, 0, NULL, RECORD, "LIST|none",
+     "layers without selection, as 0,1,28,29; auto: the first two and the last two"},
+
     HEADING("optimizer (AdamW)"),
     {"steps", INT(steps), "16000", 0, UNLIMITED, NULL, RECORD, "N", "optimizer steps of the whole run"},
     {"lr", REAL, AT(lr), "2e-3", 0, 1e3, NULL, RECORD, "X", "peak learning rate"},
@@ -100,6 +112,8 @@ static const Option options_table[] = {
      "between validations; 0: never"},
     {"val-batches", INT(val_batches), "8", 1, UNLIMITED, NULL, RECORD, "N",
      "of --batch-size sequences in a validation, always the same ones"},
+    {"val-selection", CHOICE, AT(val_selection), "both", 0, 0, "same|off|both", RECORD, "KIND",
+     "validate as trained, dense (the model that will be served), or both"},
     {"log-every", INT(log_every), "1", 1, UNLIMITED, NULL, RECORD, "STEPS", "between printed lines"},
 
     HEADING("device"),
@@ -309,6 +323,39 @@ static void resolve_out(Options *options) {
         options->out = "out";
 }
 
+// The layer number at *text, which is moved behind it and a comma; -1 if there is none below `layers`.
+static int64_t next_layer(const char **text, int64_t layers) {
+    char *end;
+    const int64_t layer = strtoll(*text, &end, 10);
+    if (end == *text || (*end != ',' && *end != 0) || layer < 0 || layer >= layers) return -1;
+    *text = *end == ',' && end[1] != 0 ? end + 1 : end;
+    return layer;
+}
+
+void options_dense_layers(const Options *options, bool *dense) {
+    const int64_t layers = options->config.layers;
+    memset(dense, 0, (size_t)layers * sizeof(bool));
+    if (!strcmp(options->dense_layers, "none")) return;
+    for (const char *text = options->dense_layers;;) {
+        const int64_t layer = next_layer(&text, layers);
+        if (layer < 0)
+            fatal("--dense-layers %s: expected none, or layers from 0 to %ld as in 0,1,%ld",
+                  options->dense_layers, (long)(layers - 1), (long)(layers - 1));
+        dense[layer] = true;
+        if (*text == 0) return;
+    }
+}
+
+// "auto" as the list that it stands for.
+static void resolve_dense_layers(Options *options) {
+    if (strcmp(options->dense_layers, "auto") != 0) return;
+    const int64_t layers = options->config.layers;
+    options->dense_layers = layers < 4 ? layers == 1   ? "0"
+                                         : layers == 2 ? "0,1"
+                                                       : "0,1,2"
+                                       : format_string("0,1,%ld,%ld", (long)(layers - 2), (long)(layers - 1));
+}
+
 Options options_parse(int argc, char **argv, const struct cJSON *recorded) {
     Options options;
     memset(&options, 0, sizeof(options));
@@ -322,6 +369,7 @@ Options options_parse(int argc, char **argv, const struct cJSON *recorded) {
         store(&options, option, given[i] ? given[i] : before ? before : option->fallback);
     }
     resolve_shape(&options, given, recorded);
+    resolve_dense_layers(&options);
     resolve_out(&options);
     for (int i = 0; i < OPTIONS; i++) {
         const Option *option = &options_table[i];
@@ -330,6 +378,11 @@ Options options_parse(int argc, char **argv, const struct cJSON *recorded) {
             check_unchanged(&options, option, before);
     }
     return options;
+}
+
+LighthouseSettings options_lighthouse(const Options *options) {
+    LighthouseSettings settings = {options->levels, options->pool, options->topk, options->topk_tile};
+    return settings;
 }
 
 void options_check(const Options *options) {
@@ -341,6 +394,13 @@ void options_check(const Options *options) {
         fatal("--global-batch %ld is not a multiple of --batch-size %ld; %ld is", (long)options->global_batch,
               (long)options->batch_size, (long)(below > 0 ? below : options->batch_size));
     }
+    bool *dense = (bool *)host_allocate((size_t)options->config.layers, sizeof(bool), "dense layers");
+    options_dense_layers(options, dense);
+    free(dense);
+    const LighthouseSettings lighthouse = options_lighthouse(options);
+    char reason[512];
+    if (options->selection && !lighthouse_valid(&lighthouse, options->seq_len, reason, sizeof(reason)))
+        fatal("%s (or train dense with --selection off)", reason);
 }
 
 // --- recording and printing -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 // and what a checkpoint records.
 #pragma once
 #include "config.h"
+#include "lighthouse.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,6 +19,11 @@ typedef struct {
     ModelConfig config;
     // batch
     int64_t seq_len, batch_size, global_batch;
+    // attention
+    bool selection;
+    int64_t levels, pool, topk, topk_tile;
+    const char *scorer;
+    const char *dense_layers; // "none", or the layers' numbers: "0,1,28,29"
     // optimizer
     int64_t steps, warmup_steps;
     double lr, final_lr_frac, decay_frac;
@@ -27,6 +33,7 @@ typedef struct {
     // run
     const char *out, *resume; // resume is empty for a new run
     int64_t save_every, keep, keep_every, val_every, val_batches, log_every;
+    const char *val_selection;
     // device
     const char *device, *dtype, *recompute;
     bool plan, deterministic;
@@ -37,8 +44,13 @@ typedef struct {
 // would silently break the run. --help prints the table and exits with code 0.
 Options options_parse(int argc, char **argv, const struct cJSON *recorded);
 
+LighthouseSettings options_lighthouse(const Options *options);
+
 // Refuses options that do not go together.
 void options_check(const Options *options);
+
+// Sets dense[config.layers] from dense_layers.
+void options_dense_layers(const Options *options, bool *dense);
 
 // The options that a checkpoint records, resolved. The caller deletes it.
 struct cJSON *options_record(const Options *options);

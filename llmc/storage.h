@@ -20,7 +20,7 @@ StorageType accumulator_type(StorageType storage);
 uint16_t bfloat16_from_float(float value); // to nearest, ties to even; NaN stays NaN
 float bfloat16_to_float(uint16_t bits);
 
-// Converts `count` elements; round to nearest.
+// Converts `count` elements, each rounded to nearest; to bfloat16 by way of float32.
 void storage_from_double(void *out, StorageType type, const double *in, size_t count);
 void storage_to_double(double *out, const void *in, StorageType type, size_t count);
 

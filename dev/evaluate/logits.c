@@ -5,10 +5,8 @@
 // OUT, little-endian: int32 {20241101, 1, seq_len, vocab_size, positions}, int32 tokens[seq_len],
 // int32 positions[positions], float32 logits[positions][vocab_size]. The positions are up to 256 at the
 // start, in the middle and at the end.
-#include "../../llmc/checkpoint.h"
 #include "../../llmc/dataset.h"
-#include "../../llmc/optimizer.h"
-#include "../../llmc/options.h"
+#include "../../llmc/training.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -42,23 +40,15 @@ int main(int argc, char **argv) {
     const int64_t seq_len = atoll(argv[3]);
     if (seq_len < 1) fatal("%s: expected a sequence length", argv[3]);
     const Checkpoint checkpoint = checkpoint_open(argv[1], NULL);
-    char *no_options[] = {argv[0], NULL};
-    const Options options = options_parse(1, no_options, checkpoint.options);
-    const bool cuda = argc > 5 ? !strcmp(argv[5], "cuda") : cuda_device_count() > 0;
-    Device *device =
-        cuda ? cuda_device_create(0) : cpu_device_create(storage_of_dtype(options.dtype, STORAGE_FLOAT32));
-
-    static Model model; // the plan keeps addresses inside it
-    static Optimizer optimizer;
-    MemoryPlan plan = {0};
-    const ModelSettings settings = {1, seq_len, 1, RECOMPUTE_BLOCK, false, 0, 0};
-    const OptimizerSettings unused = {0};
-    model_create(&model, device, &options.config, &settings, &plan);
-    optimizer_create(&optimizer, &unused, &model, &plan);
-    plan_allocate(&plan, device);
-    model_start(&model);
-    const TrainingState state = {device,           &options.config, &model.parameters, model.weights,
-                                 optimizer.master, optimizer.m,     optimizer.v};
+    char *words[] = {argv[0], "--device", argc > 5 ? argv[5] : "auto", "--batch-size", "1", "--recompute",
+                     "block", NULL};
+    Options options = options_parse((int)COUNT_OF(words) - 1, words, checkpoint.options);
+    options.seq_len = seq_len;
+    options.selection = false;
+    static Training training; // its plan keeps addresses inside it
+    training_plan(&training, training_open_device(&options), &options);
+    training_allocate(&training);
+    const TrainingState state = training_state(&training);
     checkpoint_load(&checkpoint, &state);
 
     Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size);
@@ -80,7 +70,7 @@ int main(int argc, char **argv) {
             write_all(file, &position, sizeof(position), 1, argv[4]);
         }
     for (size_t i = 0; i < COUNT_OF(firsts); i++)
-        write_logits(file, &model, inputs, firsts[i], count, argv[4]);
+        write_logits(file, &training.model, inputs, firsts[i], count, argv[4]);
     if (fclose(file) != 0) fatal("cannot write %s: %s", argv[4], strerror(errno));
     printf("%s: logits at %d of %ld positions\n", argv[4], (int)header[4], (long)seq_len);
     return 0;

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lighthouse import accumulator, lighthouse_attention
+
 
 @dataclass
 class Config:
@@ -29,11 +31,6 @@ class Config:
         return self.dim // self.heads
 
 
-def accumulator(x):
-    """x in the type that sums and elementwise arithmetic are done in: float64 for float64, else float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def rope_table(config, seq_len, device, dtype):
     """Cosines and sines [seq_len, head_dim / 2] of position t times theta^(-2j / head_dim), formed in float64."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
@@ -46,6 +43,14 @@ def apply_rope(x, table):
     first, second = accumulator(x).chunk(2, dim=-1)
     cos, sin = (part[:, None, :] for part in table)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def dense_attention(query, key, value):
+    """out [batch, seq_len, heads, head_dim] of queries, keys and values that lie like it."""
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+        is_causal=True, enable_gqa=query.shape[2] != key.shape[2])
+    return out.transpose(1, 2)
 
 
 class Linear(nn.Module):
@@ -70,9 +75,11 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config):
+    """Of the geometry (Lighthouse attention), or dense if that is None."""
+
+    def __init__(self, config, geometry):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.geometry = config.head_dim, geometry
         self.q_proj = Linear(config.dim, config.heads * config.head_dim)
         self.k_proj = Linear(config.dim, config.kv_heads * config.head_dim)
         self.v_proj = Linear(config.dim, config.kv_heads * config.head_dim)
@@ -82,10 +89,11 @@ class Attention(nn.Module):
         query, key, value = (projection(x).unflatten(-1, (-1, self.head_dim))
                              for projection in (self.q_proj, self.k_proj, self.v_proj))
         query, key = apply_rope(query, rope), apply_rope(key, rope)
-        out = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
-            is_causal=True, enable_gqa=query.shape[2] != key.shape[2])
-        return self.o_proj(out.transpose(1, 2).flatten(-2))
+        if self.geometry is None:
+            out = dense_attention(query, key, value)
+        else:
+            out = lighthouse_attention(query, key, value, self.geometry)
+        return self.o_proj(out.flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -101,10 +109,10 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, geometry):
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, geometry)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
@@ -116,11 +124,12 @@ class Layer(nn.Module):
 class Trunk(nn.Module):
     """Everything up to the head: tokens [batch, seq_len] to normalized [batch, seq_len, dim]."""
 
-    def __init__(self, config, dtype):
+    def __init__(self, config, dtype, geometry, dense_layers):
         super().__init__()
         self.dtype = dtype
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            Layer(config, None if layer in dense_layers else geometry) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, tokens, rope):
@@ -131,10 +140,12 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config, dtype=torch.float32):
+    """With Lighthouse attention of the geometry in all layers but the dense ones; without one, all layers are dense."""
+
+    def __init__(self, config, dtype=torch.float32, geometry=None, dense_layers=()):
         super().__init__()
         self.config, self.dtype = config, dtype
-        self.model = Trunk(config, dtype)
+        self.model = Trunk(config, dtype, geometry, dense_layers)
         self.lm_head = Linear(config.dim, config.vocab_size)
 
     def hidden(self, tokens):

@@ -17,11 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from checkpoint import load_config, load_optimizer, load_weights, read_json
 from data import Dataset
+from lighthouse import Geometry
 from model import Decoder, parameter_groups
 
 OPTIONS = {"train-data": str, "seed": int, "seq-len": int, "batch-size": int, "global-batch": int, "steps": int,
            "warmup-steps": int, "lr": float, "beta1": float, "beta2": float, "eps": float, "weight-decay": float,
-           "grad-clip": float}
+           "grad-clip": float, "selection": str, "levels": int, "pool": int, "topk": int, "topk-tile": int,
+           "dense-layers": str}
 
 
 def parse_arguments():
@@ -46,8 +48,20 @@ def parse_arguments():
     return arguments
 
 
+def attention_settings(arguments):
+    """The geometry of Lighthouse attention (None if all is dense) and the layers that are dense anyway."""
+    if arguments.selection == "off":
+        return None, []
+    geometry = Geometry(arguments.levels, arguments.pool, arguments.topk, arguments.topk_tile)
+    if not geometry.is_valid(arguments.seq_len):
+        raise SystemExit(f"error: {geometry} does not work with {arguments.seq_len} tokens")
+    dense = [] if arguments.dense_layers == "none" else [int(layer) for layer in arguments.dense_layers.split(",")]
+    return geometry, dense
+
+
 def load_model(arguments):
-    model = Decoder(load_config(arguments.checkpoint), getattr(torch, arguments.dtype)).to(arguments.device)
+    model = Decoder(load_config(arguments.checkpoint), getattr(torch, arguments.dtype),
+                    *attention_settings(arguments)).to(arguments.device)
     shapes = {name: tensor.shape for name, tensor in load_weights(arguments.checkpoint).items()}
     state = load_optimizer(arguments.checkpoint, shapes)
     model.load_state_dict(state["master"])

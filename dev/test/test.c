@@ -12,8 +12,22 @@
 
 static int passed, failed, failed_checks;
 static uint64_t random_counter;
+static int only_count;
+static char **only_words;
+
+void test_only(int count, char **words) {
+    only_count = count;
+    only_words = words;
+}
+
+static bool is_wanted(const char *name) {
+    for (int i = 0; i < only_count; i++)
+        if (strstr(name, only_words[i])) return true;
+    return only_count == 0;
+}
 
 void test_run(const char *name, void (*test)(void *argument), void *argument) {
+    if (!is_wanted(name)) return;
     failed_checks = 0;
     test(argument);
     if (failed_checks == 0) {

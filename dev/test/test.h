@@ -6,6 +6,9 @@
 extern "C" {
 #endif
 
+// From here on only tests whose name contains one of these words run; with a count of 0 all do.
+void test_only(int count, char **words);
+
 // Runs one test; it passes if none of its checks failed. `argument` is handed on.
 void test_run(const char *name, void (*test)(void *argument), void *argument);
 
@@ -36,6 +39,7 @@ void test_data(void);
 void test_checkpoint(void);
 void test_options(void);
 void test_ops(Device *device);
+void test_lighthouse(Device *device);
 void test_model(Device *device);
 
 #ifdef __cplusplus

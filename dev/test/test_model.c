@@ -1,20 +1,12 @@
 // The whole step: against PyTorch in float64, between devices, and the equivalences that must hold exactly.
 #include "test.h"
 
-#include "../../llmc/optimizer.h"
 #include "../../llmc/safetensors.h"
+#include "../../llmc/training.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-// A model with its optimizer, allocated.
-typedef struct {
-    Device *device;
-    MemoryPlan plan;
-    Model model;
-    Optimizer optimizer;
-} Training;
 
 static const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0};
 
@@ -24,16 +16,13 @@ static Training *training_open(Device *device, const ModelConfig *config, const 
     t->device = device;
     model_create(&t->model, device, config, settings, &t->plan);
     optimizer_create(&t->optimizer, optimizer, &t->model, &t->plan);
-    plan_allocate(&t->plan, device);
-    model_start(&t->model);
+    training_allocate(t);
     optimizer_initialize(&t->optimizer, &t->model, 1);
     return t;
 }
 
 static void training_close(Training *t) {
-    plan_release(&t->plan, t->device);
-    plan_clear(&t->plan);
-    model_free(&t->model);
+    training_free(t);
     free(t);
 }
 
@@ -152,7 +141,8 @@ static void steps_match_pytorch(void *unused) {
     int64_t rows, seq_len;
     int32_t *tokens = fixture_tokens(&file, "tokens", &rows, &seq_len);
     int32_t *targets = fixture_tokens(&file, "targets", &rows, &seq_len);
-    const ModelSettings settings = {rows / micro_steps, seq_len, micro_steps, RECOMPUTE_NONE, true, 0, 0};
+    const ModelSettings settings = {
+        .batch = rows / micro_steps, .seq_len = seq_len, .micro_steps = micro_steps, .deterministic = true};
 
     Device *device = cpu_device_create(STORAGE_FLOAT64);
     Training *t = training_open(device, &config, &settings, &optimizer);
@@ -196,7 +186,7 @@ static void steps_match_pytorch(void *unused) {
 
 static const ModelConfig odd_config = {264, 192, 3, 6, 2, 136, 1e4, 1e-5};
 
-enum { ODD_BATCH = 2, ODD_SEQ_LEN = 203, ODD_ROWS = ODD_BATCH * ODD_SEQ_LEN };
+enum { ODD_BATCH = 2, ODD_SEQ_LEN = 204, ODD_ROWS = ODD_BATCH * ODD_SEQ_LEN };
 
 typedef struct {
     int32_t inputs[ODD_ROWS], targets[ODD_ROWS];
@@ -211,8 +201,24 @@ static OddBatch odd_batch(void) {
     return batch;
 }
 
-static ModelSettings odd_settings(void) {
-    ModelSettings settings = {ODD_BATCH, ODD_SEQ_LEN, 1, RECOMPUTE_NONE, true, 0, 0};
+// What most tests run on: a device, with dense attention or with Lighthouse attention in two of the three
+// layers.
+typedef struct {
+    Device *device;
+    bool selection;
+} Setup;
+
+// The first layer is dense: before any attention equal tokens have equal norms, and rounding would choose.
+static const bool odd_dense_layers[] = {true, false, false};
+
+static ModelSettings odd_settings(bool selection) {
+    ModelSettings settings = {.batch = ODD_BATCH,
+                              .seq_len = ODD_SEQ_LEN,
+                              .micro_steps = 1,
+                              .deterministic = true,
+                              .selection = selection,
+                              .lighthouse = {3, 2, 12, 4}, // 3 chunks of 17 coarsest entries
+                              .dense_layers = odd_dense_layers};
     return settings;
 }
 
@@ -245,8 +251,9 @@ static double accumulate(Training *t, const OddBatch *batch) {
     return model_losses(&t->model) / ODD_ROWS;
 }
 
-static void same_step(Device *device, Device *reference, double loss_tolerance, double gradient_tolerance) {
-    Training *t = odd_training(device, odd_settings()), *r = odd_training(reference, odd_settings());
+static void same_step(Setup setup, Device *reference, double loss_tolerance, double gradient_tolerance) {
+    Training *t = odd_training(setup.device, odd_settings(setup.selection));
+    Training *r = odd_training(reference, odd_settings(setup.selection));
     const ParameterTable *table = &t->model.parameters;
     const OddBatch batch = odd_batch();
     double *weights = odd_weights(table);
@@ -264,15 +271,16 @@ static void same_step(Device *device, Device *reference, double loss_tolerance, 
 }
 
 static void step_matches_float64(void *argument) {
-    Device *device = (Device *)argument, *reference = cpu_device_create(STORAGE_FLOAT64);
-    const bool wide = device->ops->storage == STORAGE_FLOAT32;
-    same_step(device, reference, wide ? 1e-6 : 1e-3, wide ? 2e-5 : 4e-2);
+    const Setup *setup = (const Setup *)argument;
+    Device *reference = cpu_device_create(STORAGE_FLOAT64);
+    const bool wide = setup->device->ops->storage == STORAGE_FLOAT32;
+    same_step(*setup, reference, wide ? 1e-6 : 1e-3, wide ? 2e-5 : 4e-2);
     reference->destroy(reference);
 }
 
 static void step_matches_plain_c(void *argument) {
     Device *reference = cpu_device_create(STORAGE_BFLOAT16);
-    same_step((Device *)argument, reference, 5e-4, 4e-2);
+    same_step(*(const Setup *)argument, reference, 5e-4, 4e-2);
     reference->destroy(reference);
 }
 
@@ -287,9 +295,11 @@ static void equal_gradient_bytes(const char *what, const Training *a, const Trai
 }
 
 static void steps_repeat_to_the_bit(void *argument) {
-    Device *device = (Device *)argument;
+    const Setup *setup = (const Setup *)argument;
+    Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    Training *a = odd_training(device, odd_settings()), *b = odd_training(device, odd_settings());
+    Training *a = odd_training(device, odd_settings(setup->selection)),
+             *b = odd_training(device, odd_settings(setup->selection));
     const double loss = accumulate(a, &batch);
     accumulate(b, &batch);
     check(accumulate(b, &batch) == loss, "the loss differs");
@@ -299,12 +309,13 @@ static void steps_repeat_to_the_bit(void *argument) {
 }
 
 static void recompute_changes_no_bit(void *argument) {
-    Device *device = (Device *)argument;
+    const Setup *setup = (const Setup *)argument;
+    Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    Training *kept = odd_training(device, odd_settings());
+    Training *kept = odd_training(device, odd_settings(setup->selection));
     accumulate(kept, &batch);
     for (int level = RECOMPUTE_NONE + 1; level < RECOMPUTE_LEVELS; level++) {
-        ModelSettings settings = odd_settings();
+        ModelSettings settings = odd_settings(setup->selection);
         settings.recompute = (RecomputeLevel)level;
         Training *recomputed = odd_training(device, settings);
         check(recomputed->plan.bytes < kept->plan.bytes, "%s saves no memory",
@@ -322,11 +333,13 @@ static double step_tolerance(const Device *device) {
 }
 
 static void chunked_head_equals_whole(void *argument) {
-    Device *device = (Device *)argument;
+    const Setup *setup = (const Setup *)argument;
+    Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    ModelSettings settings = odd_settings();
+    ModelSettings settings = odd_settings(setup->selection);
     settings.loss_chunk = 48; // the last chunk is a part
-    Training *whole = odd_training(device, odd_settings()), *chunked = odd_training(device, settings);
+    Training *whole = odd_training(device, odd_settings(setup->selection)),
+             *chunked = odd_training(device, settings);
     const double loss = accumulate(whole, &batch), chunked_loss = accumulate(chunked, &batch);
     check_close("loss", &chunked_loss, &loss, 1, 1e-6);
     double *expected = get_gradients(whole), *gradients = get_gradients(chunked);
@@ -338,12 +351,14 @@ static void chunked_head_equals_whole(void *argument) {
 }
 
 static void accumulation_equals_a_larger_batch(void *argument) {
-    Device *device = (Device *)argument;
+    const Setup *setup = (const Setup *)argument;
+    Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    ModelSettings settings = odd_settings();
+    ModelSettings settings = odd_settings(setup->selection);
     settings.batch = 1;
     settings.micro_steps = ODD_BATCH;
-    Training *whole = odd_training(device, odd_settings()), *parts = odd_training(device, settings);
+    Training *whole = odd_training(device, odd_settings(setup->selection)),
+             *parts = odd_training(device, settings);
     const double loss = accumulate(whole, &batch);
     model_zero_gradients(&parts->model);
     for (int64_t i = 0; i < ODD_BATCH; i++)
@@ -364,12 +379,12 @@ static void losses_see_no_future(void *argument) {
     const StorageType type = accumulator_type(device->ops->storage);
     OddBatch batch = odd_batch();
     const int64_t changed = 130; // of the first sequence, from here on
-    Training *t = odd_training(device, odd_settings());
-    const double loss = model_evaluate(&t->model, batch.inputs, batch.targets);
+    Training *t = odd_training(device, odd_settings(false));
+    const double loss = model_evaluate(&t->model, batch.inputs, batch.targets, true);
     double *before = download(device, t->model.losses, type, ODD_ROWS);
     for (int64_t i = changed; i < ODD_SEQ_LEN; i++)
         batch.inputs[i] = (int32_t)((batch.inputs[i] + 1) % odd_config.vocab_size);
-    check(model_evaluate(&t->model, batch.inputs, batch.targets) != loss, "the change had no effect");
+    check(model_evaluate(&t->model, batch.inputs, batch.targets, true) != loss, "the change had no effect");
     double *after = download(device, t->model.losses, type, ODD_ROWS);
     for (int64_t i = 0; i < ODD_ROWS; i++)
         if (i < changed || i >= ODD_SEQ_LEN)
@@ -381,12 +396,28 @@ static void losses_see_no_future(void *argument) {
 }
 
 static void evaluation_equals_the_trained_loss(void *argument) {
+    const Setup *setup = (const Setup *)argument;
+    Device *device = setup->device;
+    const OddBatch batch = odd_batch();
+    Training *t = odd_training(device, odd_settings(setup->selection));
+    const double trained = accumulate(t, &batch) * ODD_ROWS;
+    check(model_evaluate(&t->model, batch.inputs, batch.targets, true) == trained, "losses differ");
+    training_close(t);
+}
+
+// Validation with dense attention, of a model trained with selection, is what a dense model gives.
+static void dense_evaluation_is_dense(void *argument) {
     Device *device = (Device *)argument;
     const OddBatch batch = odd_batch();
-    Training *t = odd_training(device, odd_settings());
-    const double trained = accumulate(t, &batch) * ODD_ROWS;
-    check(model_evaluate(&t->model, batch.inputs, batch.targets) == trained, "losses differ");
-    training_close(t);
+    Training *selecting = odd_training(device, odd_settings(true)),
+             *dense = odd_training(device, odd_settings(false));
+    const double loss = model_evaluate(&dense->model, batch.inputs, batch.targets, true);
+    check(model_evaluate(&selecting->model, batch.inputs, batch.targets, false) == loss,
+          "the dense loss differs");
+    check(model_evaluate(&selecting->model, batch.inputs, batch.targets, true) != loss,
+          "the selection has no effect");
+    training_close(selecting);
+    training_close(dense);
 }
 
 static void logits_give_the_loss(void *argument) {
@@ -395,8 +426,8 @@ static void logits_give_the_loss(void *argument) {
     const OddBatch batch = odd_batch();
     enum { FIRST = 150, COUNT = 57 };
     const size_t vocab = (size_t)odd_config.vocab_size;
-    Training *t = odd_training(device, odd_settings());
-    model_evaluate(&t->model, batch.inputs, batch.targets);
+    Training *t = odd_training(device, odd_settings(false));
+    model_evaluate(&t->model, batch.inputs, batch.targets, true);
     double *losses = download(device, t->model.losses, accumulator_type(storage), ODD_ROWS);
     void *raw = host_allocate(COUNT * vocab, storage_size(storage), "logits");
     double *logits = (double *)host_allocate(COUNT * vocab, sizeof(double), "logits");
@@ -419,7 +450,7 @@ static void logits_give_the_loss(void *argument) {
 static void master_weights_collect_small_updates(void *argument) {
     Device *device = (Device *)argument;
     const OddBatch batch = odd_batch();
-    Training *t = odd_training(device, odd_settings());
+    Training *t = odd_training(device, odd_settings(false));
     const size_t count = (size_t)t->model.parameters.elements;
     double *before = download(device, t->optimizer.master, accumulator_of(t), count);
     for (int64_t step = 1; step <= 3; step++) {
@@ -499,27 +530,38 @@ static void pieces_equal_whole(void *argument) {
 
 static void float64_equivalences(void *unused) {
     (void)unused;
-    Device *device = cpu_device_create(STORAGE_FLOAT64);
-    chunked_head_equals_whole(device);
-    accumulation_equals_a_larger_batch(device);
-    pieces_equal_whole(device);
-    device->destroy(device);
+    Setup setup = {cpu_device_create(STORAGE_FLOAT64), false};
+    for (int selection = 0; selection < 2; selection++) {
+        setup.selection = selection;
+        chunked_head_equals_whole(&setup);
+        accumulation_equals_a_larger_batch(&setup);
+    }
+    pieces_equal_whole(setup.device);
+    setup.device->destroy(setup.device);
 }
 
 void test_model(Device *device) {
-    if (device->ops->storage == STORAGE_FLOAT32) {
+    const bool cuda = !strcmp(device->kind, "cuda"), exact = device->ops->storage == STORAGE_FLOAT32;
+    Setup dense = {device, false}, lighthouse = {device, true};
+    if (exact) {
         test_run("model: two steps match PyTorch in float64", steps_match_pytorch, NULL);
         test_run("model: equivalences in float64", float64_equivalences, NULL);
+        // In bfloat16 near-ties would be chosen differently.
+        test_run("model: a step with selection matches float64", step_matches_float64, &lighthouse);
     }
-    test_run("model: a step matches float64", step_matches_float64, device);
-    if (!strcmp(device->kind, "cuda"))
-        test_run("model: a step matches plain C in bfloat16", step_matches_plain_c, device);
-    test_run("model: steps repeat to the bit", steps_repeat_to_the_bit, device);
-    test_run("model: recompute changes no bit", recompute_changes_no_bit, device);
-    test_run("model: chunked head equals whole", chunked_head_equals_whole, device);
-    test_run("model: accumulation equals a larger batch", accumulation_equals_a_larger_batch, device);
+    test_run("model: a step matches float64", step_matches_float64, &dense);
+    if (cuda) test_run("model: a step matches plain C in bfloat16", step_matches_plain_c, &dense);
+    test_run("model: steps repeat to the bit", steps_repeat_to_the_bit, &dense);
+    test_run("model: steps with selection repeat to the bit", steps_repeat_to_the_bit, &lighthouse);
+    test_run("model: recompute changes no bit", recompute_changes_no_bit, &dense);
+    test_run("model: recompute with selection changes no bit", recompute_changes_no_bit, &lighthouse);
+    test_run("model: chunked head equals whole", chunked_head_equals_whole, &dense);
+    test_run("model: accumulation equals a larger batch", accumulation_equals_a_larger_batch, &dense);
     test_run("model: losses see no future", losses_see_no_future, device);
-    test_run("model: evaluation equals the trained loss", evaluation_equals_the_trained_loss, device);
+    test_run("model: evaluation equals the trained loss", evaluation_equals_the_trained_loss, &dense);
+    test_run("model: evaluation with selection equals the trained loss", evaluation_equals_the_trained_loss,
+             &lighthouse);
+    test_run("model: dense evaluation is dense", dense_evaluation_is_dense, device);
     test_run("model: logits give the loss", logits_give_the_loss, device);
     test_run("model: master weights collect small updates", master_weights_collect_small_updates, device);
     test_run("model: attention in pieces equals whole", pieces_equal_whole, device);

@@ -18,7 +18,8 @@
 // --- descriptions ---------------------------------------------------------------------------------------
 
 typedef enum { INPUT, WRITTEN, UPDATED } Role;
-typedef enum { STORED, ACCUMULATED, DOUBLE, INT32 } Element;
+// FROM_STORED: of the accumulator type, but computed from what has been rounded to the storage type.
+typedef enum { STORED, ACCUMULATED, FROM_STORED, DOUBLE, INT32 } Element;
 
 typedef struct {
     const char *name;
@@ -34,7 +35,8 @@ typedef struct {
     int64_t keys; // of attention that is not causal; 0: as many as rows
     int heads, kv_heads, head_dim;
     bool causal;
-    int variant; // which of the operation's ways to be called
+    int levels, log2_pool, tile, chunks; // of Lighthouse attention, whose sequence has `rows` tokens
+    int variant;                         // which of the operation's ways to be called
 } Sizes;
 
 enum { MAX_TENSORS = 12, MAX_SIZES = 9, PIECES = 3 };
@@ -57,6 +59,7 @@ struct Case {
     Sizes sizes;
     AttentionShape attention[PIECES]; // of attention operations: of each call they make
     int attention_count;
+    LighthouseShape lighthouse;
     Tensor tensors[MAX_TENSORS];
     int count;
 };
@@ -96,7 +99,7 @@ static void free_case(Case *c) {
 }
 
 static StorageType type_of(Element element, StorageType storage) {
-    return element == STORED ? storage : element == ACCUMULATED ? accumulator_type(storage) : STORAGE_FLOAT64;
+    return element == STORED ? storage : element == DOUBLE ? STORAGE_FLOAT64 : accumulator_type(storage);
 }
 
 static size_t bytes_of(const Tensor *tensor, StorageType storage) {
@@ -133,7 +136,8 @@ static void free_results(Results *results) {
     }
 }
 
-enum { GUARD = 256, GUARD_BYTE = 0xa5, POISON_BYTE = 0xff }; // bytes of 0xff are NaN in every floating type
+// Bytes of 0xff are NaN in every floating type; as an integer they are -1, which may be a result.
+enum { GUARD = 256, GUARD_BYTE = 0xa5, POISON_BYTE = 0xff, INTEGER_POISON_BYTE = 0x7f };
 
 // The tensor as the device holds it, between two guards.
 static unsigned char *guarded_bytes(const Tensor *tensor, StorageType storage) {
@@ -141,7 +145,7 @@ static unsigned char *guarded_bytes(const Tensor *tensor, StorageType storage) {
     unsigned char *host = host_allocate(bytes + 2 * GUARD, 1, "a test tensor");
     memset(host, GUARD_BYTE, bytes + 2 * GUARD);
     if (!tensor->values)
-        memset(host + GUARD, POISON_BYTE, bytes);
+        memset(host + GUARD, tensor->element == INT32 ? INTEGER_POISON_BYTE : POISON_BYTE, bytes);
     else if (tensor->element == INT32)
         for (size_t i = 0; i < tensor->count; i++)
             ((int32_t *)(host + GUARD))[i] = (int32_t)tensor->values[i];
@@ -174,7 +178,8 @@ static void collect(Results *results, const Case *c, int index, Device *device, 
     memcpy(results->bytes[index], after + GUARD, bytes);
     results->values[index] = host_allocate(tensor->count, sizeof(double), "a test tensor");
     if (tensor->element == INT32)
-        memcpy(results->values[index], tensor->values, tensor->count * sizeof(double));
+        for (size_t i = 0; i < tensor->count; i++)
+            results->values[index][i] = ((const int32_t *)results->bytes[index])[i];
     else
         storage_to_double(results->values[index], after + GUARD,
                           type_of(tensor->element, device->ops->storage), tensor->count);
@@ -217,9 +222,16 @@ static char *label(const Case *c, const char *against, int tensor) {
     const Sizes *s = &c->sizes;
     return format_string(
         "%s against %s: %s at batch %ld, rows %ld, columns %ld, inner %ld, heads %d/%d x %d%s, "
-        "variant %d",
+        "levels %d, variant %d",
         c->operation->name, against, c->tensors[tensor].name, (long)s->batch, (long)s->rows, (long)s->columns,
-        (long)s->inner, s->heads, s->kv_heads, s->head_dim, s->causal ? " causal" : "", s->variant);
+        (long)s->inner, s->heads, s->kv_heads, s->head_dim, s->causal ? " causal" : "", s->levels,
+        s->variant);
+}
+
+static double tolerance_of(Element element, double stored_tolerance, double accumulated_tolerance) {
+    return element == STORED || element == FROM_STORED ? stored_tolerance
+           : element == INT32                          ? 0
+                                                       : accumulated_tolerance;
 }
 
 // `got` of every result against `expected`.
@@ -229,7 +241,7 @@ static void check_results(const Case *c, const char *against, double *const *got
         if (c->tensors[i].role == INPUT) continue;
         char *what = label(c, against, i);
         check_close(what, got[i], expected[i], c->tensors[i].count,
-                    c->tensors[i].element == STORED ? stored_tolerance : accumulated_tolerance);
+                    tolerance_of(c->tensors[i].element, stored_tolerance, accumulated_tolerance));
         free(what);
     }
 }
@@ -494,48 +506,73 @@ RUN(linear_backward_weight) {
     ops->linear_backward_weight(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
 }
 
-// Variants: forward, or inverse. The first heads + kv_heads of heads + 2·kv_heads turn, as in a packed
-// projection.
-enum { ROPE_FORWARD, ROPE_INVERSE };
+// Variants: forward, inverse, or forward with the norms, as part of rows that are longer. The first
+// heads + kv_heads of heads + 2·kv_heads turn, as in a packed projection.
+enum { ROPE_FORWARD, ROPE_INVERSE, ROPE_NORMS };
+enum { LONGER = 5 }; // tokens that a row of norms, or of log-sum-exps, has more
 
-static void describe_rope(Case *c) {
-    const Sizes *s = &c->sizes;
-    add(c, "x", UPDATED, STORED, s->batch * s->rows * (s->heads + 2 * s->kv_heads) * s->head_dim);
-    double *angles = add(c, "angles", INPUT, ACCUMULATED, s->rows * s->head_dim);
-    for (int64_t i = 0; i < s->rows * s->head_dim; i += 2) {
+static void add_angles(Case *c) {
+    const int64_t count = c->sizes.rows * c->sizes.head_dim;
+    double *angles = add(c, "angles", INPUT, ACCUMULATED, count);
+    for (int64_t i = 0; i < count; i += 2) {
         const double angle = angles[i];
         angles[i] = cos(angle);
         angles[i + 1] = sin(angle);
     }
 }
 
-RUN(rope) {
+static void describe_rope(Case *c) {
     const Sizes *s = &c->sizes;
-    ops->rope(at[0], at[1], s->batch, s->rows, s->heads + 2 * s->kv_heads, s->heads + s->kv_heads,
-              s->head_dim, s->variant == ROPE_INVERSE, stream);
+    add(c, "x", UPDATED, STORED, s->batch * s->rows * (s->heads + 2 * s->kv_heads) * s->head_dim);
+    add_angles(c);
+    if (s->variant == ROPE_NORMS)
+        add(c, "norms", UPDATED, FROM_STORED, s->batch * (s->heads + s->kv_heads) * (s->rows + LONGER));
 }
 
-static void formula_rope(const Case *c, double **v) {
+RUN(rope) {
     const Sizes *s = &c->sizes;
+    ops->rope(at[0], s->variant == ROPE_NORMS ? at[2] : NULL, s->rows + LONGER, at[1], s->batch, s->rows,
+              s->heads + 2 * s->kv_heads, s->heads + s->kv_heads, s->head_dim, s->variant == ROPE_INVERSE,
+              stream);
+}
+
+static void turn(double *x, const double *angles, const Sizes *s, bool inverse) {
     const int64_t heads = s->heads + 2 * s->kv_heads, rotated = s->heads + s->kv_heads,
                   half = s->head_dim / 2;
     for (int64_t i = 0; i < s->batch * s->rows * heads * half; i++) {
         const int64_t j = i % half, head = i / half % heads, token = i / half / heads % s->rows;
         if (head >= rotated) continue;
-        double *x = v[0] + i / half * s->head_dim + j;
-        const double *angle = v[1] + (token * half + j) * 2;
-        const double cosine = angle[0], sine = s->variant == ROPE_INVERSE ? -angle[1] : angle[1];
-        const double a = x[0], b = x[half];
-        x[0] = a * cosine - b * sine;
-        x[half] = a * sine + b * cosine;
+        double *pair = x + i / half * s->head_dim + j;
+        const double *angle = angles + (token * half + j) * 2;
+        const double cosine = angle[0], sine = inverse ? -angle[1] : angle[1];
+        const double a = pair[0], b = pair[half];
+        pair[0] = a * cosine - b * sine;
+        pair[half] = a * sine + b * cosine;
     }
+}
+
+// norms[batch, heads + kv_heads, rows + LONGER] of the heads that x holds.
+static void norms_of(double *norms, const double *x, const Sizes *s) {
+    const int64_t rotated = s->heads + s->kv_heads;
+    for (int64_t i = 0; i < s->batch * rotated * s->rows; i++) {
+        const int64_t token = i % s->rows, head = i / s->rows % rotated, batch = i / s->rows / rotated;
+        const double *from =
+            x + ((batch * s->rows + token) * (s->heads + 2 * s->kv_heads) + head) * s->head_dim;
+        double squares = 0;
+        for (int64_t d = 0; d < s->head_dim; d++) squares += from[d] * from[d];
+        norms[(batch * rotated + head) * (s->rows + LONGER) + token] = sqrt(squares);
+    }
+}
+
+static void formula_rope(const Case *c, double **v) {
+    turn(v[0], v[1], &c->sizes, c->sizes.variant == ROPE_INVERSE);
+    if (c->sizes.variant == ROPE_NORMS) norms_of(v[2], v[0], &c->sizes);
 }
 
 // Variants: every array by itself, or queries, keys and values packed in one [batch, seq_len, heads +
 // 2·kv_heads, head_dim] and the log-sum-exp part of one of a longer sequence, or scores around 90, whose exp
 // overflows a float.
 enum { APART, PACKED, APART_LARGE_SCORES };
-enum { LONGER = 5 }; // tokens that the longer sequence has more
 
 static AttentionStrides strides_of(int64_t seq_len, int64_t heads, int64_t head_dim) {
     return (AttentionStrides){
@@ -733,6 +770,246 @@ RUN(attention_pieces) {
                             &pieces[2], workspace, stream);
 }
 
+static void set_lighthouse_shape(Case *c) {
+    const Sizes *s = &c->sizes;
+    LighthouseShape *shape = &c->lighthouse;
+    *shape = (LighthouseShape){.batch = s->batch,
+                               .seq_len = s->rows,
+                               .heads = s->heads,
+                               .kv_heads = s->kv_heads,
+                               .head_dim = s->head_dim,
+                               .levels = s->levels,
+                               .log2_pool = s->log2_pool,
+                               .tile = s->tile,
+                               .chunks = s->chunks};
+    shape->pyramid = level_start(shape, s->levels);
+    shape->entries =
+        level_entries(shape, s->levels - 1) + (((s->levels - 1) * s->chunks * s->tile) << s->log2_pool);
+}
+
+// The scores of all levels.
+static double *add_scores(Case *c, Role role) {
+    return add(c, "scores", role, ACCUMULATED,
+               c->sizes.batch * (c->sizes.heads + c->sizes.kv_heads) * c->lighthouse.pyramid);
+}
+
+static void describe_lighthouse_pool_scores(Case *c) {
+    set_lighthouse_shape(c);
+    double *scores = add_scores(c, UPDATED);
+    for (size_t i = 0; i < c->tensors[0].count; i++)
+        if ((int64_t)i % c->lighthouse.pyramid >= c->sizes.rows) scores[i] = NAN; // what will be written
+}
+
+RUN(lighthouse_pool_scores) {
+    ops->lighthouse_pool_scores(at[0], &c->lighthouse, stream);
+}
+
+static void formula_lighthouse_pool_scores(const Case *c, double **v) {
+    const LighthouseShape *shape = &c->lighthouse;
+    for (double *row = v[0]; row < v[0] + c->tensors[0].count; row += shape->pyramid)
+        for (int level = 1; level < shape->levels; level++)
+            for (int64_t i = 0; i < level_entries(shape, level); i++) {
+                const int64_t covered = (int64_t)1 << (level * shape->log2_pool);
+                double *score = row + level_start(shape, level) + i;
+                *score = row[i * covered];
+                for (int64_t t = i * covered; t < (i + 1) * covered; t++) *score = fmax(*score, row[t]);
+            }
+}
+
+static void describe_lighthouse_select(Case *c) {
+    set_lighthouse_shape(c);
+    add(c, "positions", WRITTEN, INT32, c->sizes.batch * c->sizes.heads * c->lighthouse.pyramid);
+    add_scores(c, INPUT);
+}
+
+RUN(lighthouse_select) {
+    ops->lighthouse_select(at[0], at[1], &c->lighthouse, stream);
+}
+
+// Of the entries [first, end) of a level with this mark, those that fewer than `wanted` others surpass get
+// the new one.
+static void mark_largest(int *marks, int mark, int new_mark, const double *scores, int64_t first, int64_t end,
+                         int64_t wanted) {
+    for (int64_t i = first; i < end; i++) {
+        if (marks[i] != mark) continue;
+        int64_t larger = 0;
+        for (int64_t j = first; j < end; j++)
+            if ((marks[j] == mark || marks[j] == new_mark) &&
+                (scores[j] > scores[i] || (scores[j] == scores[i] && j < i)))
+                larger++;
+        if (larger < wanted) marks[i] = new_mark;
+    }
+}
+
+enum { NO_CANDIDATE, CANDIDATE, PARENT_BY_QUERY, PARENT_BY_KEY };
+
+// Numbers an entry and all below it in post-order.
+static void walk(double *positions, const int *marks, int level, int64_t index, int64_t *next,
+                 const LighthouseShape *shape) {
+    const int64_t at = level_start(shape, level) + index, pool = (int64_t)1 << shape->log2_pool;
+    if (marks[at] == PARENT_BY_QUERY || marks[at] == PARENT_BY_KEY)
+        for (int64_t child = index * pool; child < (index + 1) * pool; child++)
+            walk(positions, marks, level - 1, child, next, shape);
+    positions[at] = (double)(*next)++;
+}
+
+// The positions of one query head from the scores of it and of its key head.
+static void select_for_head(double *positions, const double *query_scores, const double *key_scores,
+                            const LighthouseShape *shape) {
+    int *marks = host_allocate((size_t)shape->pyramid, sizeof(int), "marks");
+    for (int level = shape->levels - 1; level >= 0; level--) {
+        const int64_t start = level_start(shape, level), entries = level_entries(shape, level);
+        for (int64_t i = 0; i < entries; i++) {
+            const int above = level + 1 < shape->levels ? marks[start + entries + (i >> shape->log2_pool)]
+                                                        : PARENT_BY_QUERY;
+            marks[start + i] = above >= PARENT_BY_QUERY ? CANDIDATE : NO_CANDIDATE;
+        }
+        const int64_t part = entries / shape->chunks;
+        for (int64_t first = 0; level > 0 && first < entries; first += part) {
+            mark_largest(marks + start, CANDIDATE, PARENT_BY_QUERY, query_scores + start, first, first + part,
+                         shape->tile / 2);
+            mark_largest(marks + start, CANDIDATE, PARENT_BY_KEY, key_scores + start, first, first + part,
+                         shape->tile / 2);
+        }
+    }
+    for (int64_t i = 0; i < shape->pyramid; i++) positions[i] = -1;
+    int64_t next = 0;
+    for (int64_t i = 0; i < level_entries(shape, shape->levels - 1); i++)
+        walk(positions, marks, shape->levels - 1, i, &next, shape);
+    free(marks);
+}
+
+static void select_by_scores(double *positions, const double *scores, const LighthouseShape *shape) {
+    for (int64_t i = 0; i < shape->batch * shape->heads; i++) {
+        const int64_t head = i % shape->heads, kv_head = head / (shape->heads / shape->kv_heads);
+        const double *rows = scores + i / shape->heads * (shape->heads + shape->kv_heads) * shape->pyramid;
+        select_for_head(positions + i * shape->pyramid, rows + head * shape->pyramid,
+                        rows + (shape->heads + kv_head) * shape->pyramid, shape);
+    }
+}
+
+static void formula_lighthouse_select(const Case *c, double **v) {
+    select_by_scores(v[0], v[1], &c->lighthouse);
+}
+
+// A selection by random scores, which every device is given.
+static void add_positions(Case *c) {
+    const LighthouseShape *shape = &c->lighthouse;
+    double *positions = add(c, "positions", INPUT, INT32, shape->batch * shape->heads * shape->pyramid);
+    const size_t count = (size_t)(shape->batch * (shape->heads + shape->kv_heads) * shape->pyramid);
+    double *scores = host_allocate(count, sizeof(double), "scores");
+    random_fill(scores, count);
+    select_by_scores(positions, scores, shape);
+    free(scores);
+}
+
+// Variants: as it is, or of queries and keys that are turned first, so that the backward turns back.
+enum { GATHER_PLAIN, GATHER_TURNED };
+
+static int64_t qkv_count(const LighthouseShape *shape) {
+    return shape->batch * shape->seq_len * (shape->heads + 2 * shape->kv_heads) * shape->head_dim;
+}
+static int64_t gathered_count(const LighthouseShape *shape) {
+    return shape->batch * shape->entries * 3 * shape->heads * shape->head_dim;
+}
+
+static void describe_lighthouse_gather(Case *c) {
+    set_lighthouse_shape(c);
+    const bool turned = c->sizes.variant == GATHER_TURNED;
+    add(c, "gathered", WRITTEN, STORED, gathered_count(&c->lighthouse));
+    add(c, "qkv", turned ? UPDATED : INPUT, STORED, qkv_count(&c->lighthouse));
+    add_positions(c);
+    if (turned) add_angles(c);
+}
+
+RUN(lighthouse_gather) {
+    const Sizes *s = &c->sizes;
+    if (s->variant == GATHER_TURNED)
+        ops->rope(at[1], NULL, 0, at[3], s->batch, s->rows, s->heads + 2 * s->kv_heads,
+                  s->heads + s->kv_heads, s->head_dim, false, stream);
+    ops->lighthouse_gather(at[0], at[1], at[2], &c->lighthouse, stream);
+}
+
+static void formula_lighthouse_gather(const Case *c, double **v) {
+    const LighthouseShape *shape = &c->lighthouse;
+    const int64_t head_dim = shape->head_dim, width = shape->heads + 2 * shape->kv_heads;
+    if (c->sizes.variant == GATHER_TURNED) turn(v[1], v[3], &c->sizes, false);
+    for (int64_t i = 0; i < shape->batch * shape->heads * shape->pyramid; i++) {
+        if (v[2][i] < 0) continue;
+        const int64_t batch = i / shape->pyramid / shape->heads, head = i / shape->pyramid % shape->heads;
+        int64_t index = i % shape->pyramid, covered = 1;
+        for (; index >= shape->seq_len / covered; covered <<= shape->log2_pool)
+            index -= shape->seq_len / covered;
+        for (int64_t j = 0; j < 3 * head_dim; j++) {
+            const int64_t part = j / head_dim, kv_head = head / (shape->heads / shape->kv_heads);
+            const int64_t from = part == 0 ? head : shape->heads + (part - 1) * shape->kv_heads + kv_head;
+            const int64_t row = batch * shape->entries + (int64_t)v[2][i];
+            double mean = 0;
+            for (int64_t t = index * covered; t < (index + 1) * covered; t++)
+                mean += v[1][((batch * shape->seq_len + t) * width + from) * head_dim + j % head_dim] /
+                        (double)covered;
+            v[0][((row * 3 + part) * shape->heads + head) * head_dim + j % head_dim] = mean;
+        }
+    }
+}
+
+static void describe_lighthouse_gather_backward(Case *c) {
+    set_lighthouse_shape(c);
+    add(c, "grad_qkv", WRITTEN, STORED, qkv_count(&c->lighthouse));
+    add(c, "grad_gathered", INPUT, STORED, gathered_count(&c->lighthouse));
+    add_positions(c);
+    if (c->sizes.variant == GATHER_TURNED) add_angles(c);
+}
+
+RUN(lighthouse_gather_backward) {
+    ops->lighthouse_gather_backward(at[0], at[1], at[2], c->sizes.variant == GATHER_TURNED ? at[3] : NULL,
+                                    &c->lighthouse, stream);
+}
+
+static void describe_lighthouse_scatter(Case *c) {
+    set_lighthouse_shape(c);
+    const int64_t width = c->sizes.batch * c->sizes.heads * c->sizes.head_dim;
+    add(c, "out", WRITTEN, STORED, c->lighthouse.seq_len * width);
+    add(c, "sub_out", INPUT, STORED, c->lighthouse.entries * width);
+    add_positions(c);
+}
+
+RUN(lighthouse_scatter) {
+    ops->lighthouse_scatter(at[0], at[1], at[2], &c->lighthouse, stream);
+}
+
+// Entry by entry, to the tokens it is for.
+static void formula_lighthouse_scatter(const Case *c, double **v) {
+    const LighthouseShape *shape = &c->lighthouse;
+    const int64_t head_dim = shape->head_dim;
+    memset(v[0], 0, c->tensors[0].count * sizeof(double));
+    for (int64_t i = 0; i < shape->batch * shape->heads * shape->pyramid; i++) {
+        if (v[2][i] < 0) continue;
+        const int64_t batch = i / shape->pyramid / shape->heads, head = i / shape->pyramid % shape->heads;
+        int64_t index = i % shape->pyramid, covered = 1;
+        for (; index >= shape->seq_len / covered; covered <<= shape->log2_pool)
+            index -= shape->seq_len / covered;
+        const double *from =
+            v[1] + ((batch * shape->entries + (int64_t)v[2][i]) * shape->heads + head) * head_dim;
+        const int64_t first = (index + 1) * covered - 1;
+        for (int64_t t = first; t < first + covered && t < shape->seq_len; t++)
+            for (int64_t d = 0; d < head_dim; d++)
+                v[0][((batch * shape->seq_len + t) * shape->heads + head) * head_dim + d] += from[d];
+    }
+}
+
+static void describe_lighthouse_scatter_backward(Case *c) {
+    set_lighthouse_shape(c);
+    const int64_t width = c->sizes.batch * c->sizes.heads * c->sizes.head_dim;
+    add(c, "grad_sub_out", WRITTEN, STORED, c->lighthouse.entries * width);
+    add(c, "grad_out", INPUT, STORED, c->lighthouse.seq_len * width);
+    add_positions(c);
+}
+
+RUN(lighthouse_scatter_backward) {
+    ops->lighthouse_scatter_backward(at[0], at[1], at[2], &c->lighthouse, stream);
+}
+
 static void describe_swiglu_forward(Case *c) {
     const Sizes *s = &c->sizes;
     add(c, "out", WRITTEN, STORED, s->rows * s->columns);
@@ -915,6 +1192,8 @@ static void formula_adamw(const Case *c, double **v) {
 #define ROPE_SIZES {                                                                                               \
     {.batch = 1, .rows = 1, .heads = 1, .kv_heads = 1, .head_dim = 2, .variant = ROPE_FORWARD},                    \
     {.batch = 3, .rows = 19, .heads = 4, .kv_heads = 2, .head_dim = 6, .variant = ROPE_FORWARD},                   \
+    {.batch = 3, .rows = 19, .heads = 4, .kv_heads = 2, .head_dim = 6, .variant = ROPE_NORMS},                     \
+    {.batch = 2, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = ROPE_NORMS},                  \
     {.batch = 2, .rows = 19, .heads = 3, .kv_heads = 3, .head_dim = 70, .variant = ROPE_INVERSE},                  \
     {.batch = 2, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = ROPE_INVERSE}}
 #define ATTENTION_SIZES                                                                                            \
@@ -926,6 +1205,19 @@ static void formula_adamw(const Case *c, double **v) {
     {.batch = 1, .rows = 257, .heads = 4, .kv_heads = 2, .head_dim = 128, .causal = true, .variant = PACKED},      \
     {.batch = 1, .rows = 384, .heads = 2, .kv_heads = 1, .head_dim = 96, .causal = true, .variant = APART},        \
     {.batch = 1, .rows = 1000, .heads = 2, .kv_heads = 1, .head_dim = 64, .causal = true, .variant = PACKED}
+#define LIGHTHOUSE_SIZES {                                                                                         \
+    {.batch = 1, .rows = 16, .heads = 1, .kv_heads = 1, .head_dim = 2,                                             \
+     .levels = 2, .log2_pool = 1, .tile = 4, .chunks = 1, .variant = GATHER_PLAIN},                                \
+    {.batch = 2, .rows = 168, .heads = 4, .kv_heads = 2, .head_dim = 6,                                            \
+     .levels = 3, .log2_pool = 1, .tile = 4, .chunks = 3, .variant = GATHER_TURNED},                               \
+    {.batch = 2, .rows = 640, .heads = 3, .kv_heads = 3, .head_dim = 22,                                           \
+     .levels = 2, .log2_pool = 3, .tile = 16, .chunks = 5, .variant = GATHER_PLAIN},                               \
+    {.batch = 1, .rows = 1152, .heads = 6, .kv_heads = 2, .head_dim = 128,                                         \
+     .levels = 4, .log2_pool = 1, .tile = 6, .chunks = 9, .variant = GATHER_TURNED},                               \
+    {.batch = 1, .rows = 3072, .heads = 2, .kv_heads = 1, .head_dim = 64,                                          \
+     .levels = 3, .log2_pool = 3, .tile = 16, .chunks = 3, .variant = GATHER_PLAIN},                               \
+    {.batch = 3, .rows = 2560, .heads = 2, .kv_heads = 2, .head_dim = 8,                                           \
+     .levels = 5, .log2_pool = 2, .tile = 10, .chunks = 1, .variant = GATHER_TURNED}}
 #define SWIGLU_SIZES {                                                                                             \
     {.rows = 1, .columns = 1},                                                                                     \
     {.rows = 37, .columns = 21},                                                                                   \
@@ -958,6 +1250,12 @@ static const Operation operations[] = {
         ATTENTION_SIZES,
         {.batch = 2, .rows = 70, .heads = 2, .kv_heads = 1, .head_dim = 8, .variant = APART_LARGE_SCORES}}),
     BACKWARD(attention_backward, attention_forward, ATTENTION, {ATTENTION_SIZES}),
+    FORWARD(lighthouse_pool_scores, ONE_ROUNDING, LIGHTHOUSE_SIZES),
+    FORWARD(lighthouse_select, ONE_ROUNDING, LIGHTHOUSE_SIZES),
+    FORWARD(lighthouse_gather, ONE_ROUNDING, LIGHTHOUSE_SIZES),
+    BACKWARD(lighthouse_gather_backward, lighthouse_gather, ONE_ROUNDING, LIGHTHOUSE_SIZES),
+    FORWARD(lighthouse_scatter, ONE_ROUNDING, LIGHTHOUSE_SIZES),
+    BACKWARD(lighthouse_scatter_backward, lighthouse_scatter, ONE_ROUNDING, LIGHTHOUSE_SIZES),
     FORWARD(swiglu_forward, ONE_ROUNDING, SWIGLU_SIZES),
     BACKWARD(swiglu_backward, swiglu_forward, ONE_ROUNDING, SWIGLU_SIZES),
     FORWARD(cross_entropy, ONE_ROUNDING, LOSS_SIZES),
@@ -973,6 +1271,9 @@ static const Operation attention_pieces =
         {.batch = 2, .rows = 2, .keys = 1, .heads = 2, .kv_heads = 1, .head_dim = 6, .causal = true},
         {.batch = 2, .rows = 131, .keys = 70, .heads = 4, .kv_heads = 2, .head_dim = 22, .causal = true},
         {.batch = 1, .rows = 384, .keys = 192, .heads = 2, .kv_heads = 2, .head_dim = 64, .causal = true}});
+static const Operation rope_norms = {"rope_norms", NULL, describe_rope, run_rope, formula_rope, ONE_ROUNDING, {
+    {.batch = 3, .rows = 19, .heads = 4, .kv_heads = 2, .head_dim = 6, .variant = ROPE_NORMS},
+    {.batch = 2, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = ROPE_NORMS}}};
 // clang-format on
 
 static const Operation *operation_named(const char *name) {
@@ -1077,6 +1378,22 @@ static void test_attention_pieces(void *argument) {
     }
 }
 
+// The norms are those of the values as the device stores them, not of those before they were rounded.
+static void test_rope_norms(void *argument) {
+    const Test *test = (const Test *)argument;
+    for (int i = 0; i < count_sizes(test->operation); i++) {
+        Case c = make_case(test->operation, test->operation->sizes[i], alignment_of(test->devices->tested));
+        Results got = run_case(&c, test->devices->tested);
+        double *expected = host_allocate(c.tensors[2].count, sizeof(double), "norms");
+        memcpy(expected, got.values[2], c.tensors[2].count * sizeof(double));
+        norms_of(expected, got.values[0], &c.sizes);
+        check_close("norms of what is stored", got.values[2], expected, c.tensors[2].count, 1e-6);
+        free(expected);
+        free_results(&got);
+        free_case(&c);
+    }
+}
+
 static void run_test(const char *where, void (*test)(void *), const Operation *operation,
                      const Devices *devices) {
     Test argument = {operation, devices};
@@ -1131,6 +1448,7 @@ void test_ops(Device *device) {
     for (size_t i = 0; i < COUNT_OF(operations); i++)
         run_test(where, test_on_device, &operations[i], &devices);
     run_test(where, test_attention_pieces, &attention_pieces, &devices);
+    run_test(where, test_rope_norms, &rope_norms, &devices);
     free(where);
     devices.float64->destroy(devices.float64);
     devices.bfloat16->destroy(devices.bfloat16);

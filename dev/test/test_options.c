@@ -47,6 +47,9 @@ static void defaults_are_the_published_run(void *unused) {
     check(o.config.layers == 30 && o.config.dim == 1024 && o.config.ffn_dim == 1536 &&
               o.config.vocab_size == 128256,
           "shape");
+    check(o.selection && o.levels == 3 && o.pool == 4 && o.topk == 1536 && o.topk_tile == 128 &&
+              !strcmp(o.dense_layers, "0,1,28,29"),
+          "attention");
     check(!strcmp(o.out, "out") && !o.deterministic && !o.plan, "run");
 }
 
@@ -80,6 +83,11 @@ static void bad_values_are_refused(void *unused) {
     check_refused("--train-data x --global-batch 7 --batch-size 2", NULL,
                   "--global-batch 7 is not a multiple");
     check_refused("--seq-len 128", NULL, "--train-data is needed");
+    check_refused("--train-data x --dense-layers 0,30", NULL,
+                  "--dense-layers 0,30: expected none, or layers from 0 to 29");
+    check_refused("--train-data x --dense-layers 0,,1", NULL, "--dense-layers 0,,1: expected");
+    check_refused("--train-data x --dense-layers first", NULL, "--dense-layers first: expected");
+    check_refused("--train-data x --topk 1600", NULL, "--topk 1600 must be a multiple of --topk-tile 128");
 }
 
 static void resume_restores_and_overrides(void *unused) {
@@ -149,30 +157,42 @@ static void flops_are_counted(void *unused) {
     (void)unused;
     // By hand: 2 layers of width 8, 4 heads of 2, 2 kv heads, ffn 12, vocabulary 10, 7 tokens.
     ModelConfig config = {10, 8, 2, 4, 2, 12, 1e4, 1e-5};
-    FlopsPerToken flops = flops_per_token(&config, 7);
+    FlopsPerToken flops = flops_per_token(&config, 7, 0, 0);
     const double weights = 2 * (8 * 16 + 8 * 8 + 3 * 8 * 12) + 10 * 8;
     check(flops.linear == 6 * weights, "linear: %g, expected %g", flops.linear, 6 * weights);
     // A token sees (1 + … + 7)/7 = 4 keys: 2 products · 2 operations · 4 heads · 2 · 4 keys, per layer,
     // times 3.
     check(flops.attention == 3 * 2 * (2 * 2 * 4 * 2 * 4), "attention: %g", flops.attention);
+    // One of the two layers on a subsequence of 3 entries: 6 pairs instead of 28.
+    flops = flops_per_token(&config, 7, 1, 3);
+    check_close("attention with a Lighthouse layer", &flops.attention,
+                (double[]){3.0 * (2 * 2 * 4 * 2) * (28 + 6) / 7}, 1, 1e-15);
 }
 
 static void recompute_levels_keep_less_and_less(void *unused) {
     (void)unused;
     const ModelConfig *config = model_preset("530M");
-    size_t before = SIZE_MAX;
-    for (int level = 0; level < RECOMPUTE_LEVELS; level++) {
-        check(recompute_level(recompute_name((RecomputeLevel)level)) == (RecomputeLevel)level, "name of %d",
-              level);
-        size_t kept = 0;
-        for (int kind = 0; kind < ACTIVATION_KINDS; kind++)
-            if (activation_kept((ActivationKind)kind, (RecomputeLevel)level))
-                kept += activation_bytes((ActivationKind)kind, config, 32768, STORAGE_BFLOAT16);
-        check(kept < before, "%s keeps %zu bytes a layer, the level before %zu",
-              recompute_name((RecomputeLevel)level), kept, before);
-        before = kept;
+    const LighthouseSettings settings = {3, 4, 2048, 128};
+    const LighthouseShape shape = lighthouse_shape(&settings, 1, 32768, 8, 8, 128);
+    for (int layer = LAYER_DENSE; layer <= LAYER_LIGHTHOUSE; layer++) {
+        size_t before = SIZE_MAX;
+        for (int level = 0; level < RECOMPUTE_LEVELS; level++) {
+            const char *name = recompute_name((RecomputeLevel)level);
+            check(recompute_level(name) == (RecomputeLevel)level, "name of %d", level);
+            size_t kept = 0;
+            for (int kind = 0; kind < ACTIVATION_KINDS; kind++)
+                if (activation_kept((ActivationKind)kind, (LayerKind)layer, (RecomputeLevel)level))
+                    kept +=
+                        activation_bytes((ActivationKind)kind, config, 1, 32768, &shape, STORAGE_BFLOAT16);
+            check(kept < before, "%s keeps %zu bytes a layer, the level before %zu", name, kept, before);
+            before = kept;
+        }
+        const size_t input = (size_t)32768 * 1024 * 2;
+        const size_t selection =
+            layer == LAYER_LIGHTHOUSE ? (size_t)(8 * shape.pyramid) * sizeof(int32_t) : 0;
+        check(before == input + selection, "block keeps the layer's input and selection, not %zu bytes",
+              before);
     }
-    check(before == (size_t)32768 * 1024 * 2, "block keeps the layer's input alone, not %zu bytes", before);
     check(recompute_level("auto") == RECOMPUTE_LEVELS, "auto is no level");
 }
 

@@ -1,5 +1,6 @@
 // The operations of llmc/ops.h in plain C: the oracle that every other device is compared with, and the CPU's
 // own. Loops are cut so that no result depends on the number of threads.
+#include "ops_lighthouse.h"
 #include "ops_matrix.h"
 
 #include <tgmath.h>
@@ -90,8 +91,15 @@ static void rmsnorm_backward(void *grad_x, void *grad_weight, const void *grad_r
 
 // --- rotary positions -----------------------------------------------------------------------------------
 
-static void rope(void *x, const void *angles, int64_t batch, int64_t seq_len, int heads, int rotated_heads,
-                 int head_dim, bool inverse, Stream *stream) {
+static accumulator_t norm_of(const storage_t *x, int64_t count) {
+    accumulator_t squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t j = 0; j < count; j++) squares += load(&x[j]) * load(&x[j]);
+    return sqrt(squares);
+}
+
+static void rope(void *x, void *norms, int64_t norms_stride, const void *angles, int64_t batch,
+                 int64_t seq_len, int heads, int rotated_heads, int head_dim, bool inverse, Stream *stream) {
     const int64_t half = head_dim / 2;
 #pragma omp parallel for schedule(static) num_threads(stream->threads)
     for (int64_t token = 0; token < batch * seq_len; token++) {
@@ -104,6 +112,9 @@ static void rope(void *x, const void *angles, int64_t batch, int64_t seq_len, in
                 store(&first[j], a * cosine - b * sine);
                 store(&second[j], b * cosine + a * sine);
             }
+            if (!norms) continue;
+            const int64_t row = token / seq_len * rotated_heads + head;
+            ((accumulator_t *)norms)[row * norms_stride + token % seq_len] = norm_of(first, head_dim);
         }
     }
 }
@@ -247,6 +258,12 @@ const Ops CPU_NAME(ops) = {
     .attention_workspace = CPU_NAME(attention_workspace),
     .attention_forward = CPU_NAME(attention_forward),
     .attention_backward = CPU_NAME(attention_backward),
+    .lighthouse_pool_scores = CPU_NAME(lighthouse_pool_scores),
+    .lighthouse_select = CPU_NAME(lighthouse_select),
+    .lighthouse_gather = CPU_NAME(lighthouse_gather),
+    .lighthouse_gather_backward = CPU_NAME(lighthouse_gather_backward),
+    .lighthouse_scatter = CPU_NAME(lighthouse_scatter),
+    .lighthouse_scatter_backward = CPU_NAME(lighthouse_scatter_backward),
     .swiglu_forward = swiglu_forward,
     .swiglu_backward = swiglu_backward,
     .cross_entropy = cross_entropy,

@@ -4,11 +4,13 @@
 #include "attention.cuh"
 #include "cross_entropy.cuh"
 #include "embedding.cuh"
+#include "lighthouse.cuh"
 #include "linear.cuh"
 #include "profile.h"
 #include "reduce.cuh"
 #include "rmsnorm.cuh"
 #include "rope.cuh"
+#include "select.cuh"
 #include "swiglu.cuh"
 
 #include <string.h>
@@ -26,6 +28,12 @@ static const Ops cuda_ops = {
     .attention_workspace = attention_workspace,
     .attention_forward = attention_forward,
     .attention_backward = attention_backward,
+    .lighthouse_pool_scores = lighthouse_pool_scores,
+    .lighthouse_select = lighthouse_select,
+    .lighthouse_gather = lighthouse_gather,
+    .lighthouse_gather_backward = lighthouse_gather_backward,
+    .lighthouse_scatter = lighthouse_scatter,
+    .lighthouse_scatter_backward = lighthouse_scatter_backward,
     .swiglu_forward = swiglu_forward,
     .swiglu_backward = swiglu_backward,
     .cross_entropy = cross_entropy,

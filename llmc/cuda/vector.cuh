@@ -34,13 +34,29 @@ __device__ inline Floats<8> unpack(uint4 packed) {
     return values;
 }
 
+__device__ inline Floats<4> unpack(uint2 packed) {
+    Floats<4> values;
+    unpack2(values.x, packed.x);
+    unpack2(values.x + 2, packed.y);
+    return values;
+}
+
 __device__ inline uint4 pack(const Floats<8> &values) {
     return make_uint4(pack2(values.x), pack2(values.x + 2), pack2(values.x + 4), pack2(values.x + 6));
+}
+
+__device__ inline uint2 pack(const Floats<4> &values) {
+    return make_uint2(pack2(values.x), pack2(values.x + 2));
 }
 
 // The vector as it is stored, to be unpacked when it is needed: half the registers.
 __device__ inline uint4 load_packed(const bf16 *from) {
     return *reinterpret_cast<const uint4 *>(from);
+}
+
+// The same for what is read only once, and need not stay in the cache.
+__device__ inline uint4 load_streaming(const bf16 *from) {
+    return __ldcs(reinterpret_cast<const uint4 *>(from));
 }
 
 // Keeps the compiler from having the unpacked values wait in registers, two for one, across this point.
@@ -55,11 +71,7 @@ template <> __device__ inline Floats<8> load<8>(const bf16 *from) {
 }
 
 template <> __device__ inline Floats<4> load<4>(const bf16 *from) {
-    const uint2 packed = *reinterpret_cast<const uint2 *>(from);
-    Floats<4> values;
-    unpack2(values.x, packed.x);
-    unpack2(values.x + 2, packed.y);
-    return values;
+    return unpack(*reinterpret_cast<const uint2 *>(from));
 }
 
 template <int N> __device__ inline Floats<N> load(const float *from) {
@@ -88,7 +100,16 @@ __device__ inline void store(bf16 *to, const Floats<8> &values) {
 }
 
 __device__ inline void store(bf16 *to, const Floats<4> &values) {
-    *reinterpret_cast<uint2 *>(to) = make_uint2(pack2(values.x), pack2(values.x + 2));
+    *reinterpret_cast<uint2 *>(to) = pack(values);
+}
+
+// What is too large to wait in the cache for its next reader, and need not push out what is there.
+__device__ inline void store_streaming(bf16 *to, const Floats<8> &values) {
+    __stcs(reinterpret_cast<uint4 *>(to), pack(values));
+}
+
+__device__ inline void store_streaming(bf16 *to, const Floats<4> &values) {
+    __stcs(reinterpret_cast<uint2 *>(to), pack(values));
 }
 
 template <int N> __device__ inline void store(float *to, const Floats<N> &values) {

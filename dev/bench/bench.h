@@ -1,0 +1,122 @@
+// What the benchmarks share: medians, random data, the ceilings of the device, and the table of operations.
+#pragma once
+#include "../../llmc/cuda/profile.h"
+#include "../../llmc/plan.h"
+#include "../../llmc/random.h"
+
+#include <cuda_runtime.h>
+#include <stdlib.h>
+#include <time.h>
+
+// --- time -----------------------------------------------------------------------------------------------
+
+static inline double seconds_now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static inline int compare_doubles(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+// The median wall-clock seconds of action(context), which waits for the device, of `repeats` after `warmup`.
+static inline double median_seconds(void (*action)(void *), void *context, int warmup, int repeats) {
+    double *seconds = (double *)host_allocate((size_t)repeats, sizeof(double), "times");
+    for (int i = 0; i < warmup; i++) action(context);
+    for (int i = 0; i < repeats; i++) {
+        const double start = seconds_now();
+        action(context);
+        seconds[i] = seconds_now() - start;
+    }
+    qsort(seconds, (size_t)repeats, sizeof(double), compare_doubles);
+    const double median = seconds[repeats / 2];
+    free(seconds);
+    return median;
+}
+
+// --- data -----------------------------------------------------------------------------------------------
+
+// Standard normal bfloat16 numbers, which repeat after 2^26.
+static inline void upload_random(Device *device, void *memory, int64_t count) {
+    const int64_t period = min_i64(count, (int64_t)1 << 26);
+    uint16_t *values = (uint16_t *)host_allocate((size_t)period, sizeof(uint16_t), "random values");
+#pragma omp parallel for
+    for (int64_t i = 0; i < period; i++)
+        values[i] = bfloat16_from_float((float)random_normal(7, (uint64_t)i));
+    for (int64_t start = 0; start < count; start += period)
+        device->upload(device, (uint16_t *)memory + start, values,
+                       (size_t)min_i64(period, count - start) * sizeof(uint16_t));
+    free(values);
+}
+
+// --- ceilings -------------------------------------------------------------------------------------------
+
+typedef struct {
+    double bytes_per_second; // of a copy on the device, read plus write
+    double flops_per_second; // of a large bfloat16 product
+} Ceilings;
+
+typedef struct {
+    Device *device;
+    void *a, *b, *c;
+    size_t bytes;
+    int64_t size; // of the square matrices
+    int products; // in one go
+} CeilingRun;
+
+static inline void ceiling_copy(void *context) {
+    CeilingRun *run = (CeilingRun *)context;
+    cudaMemcpy(run->b, run->a, run->bytes, cudaMemcpyDeviceToDevice);
+    cudaDeviceSynchronize();
+}
+
+static inline void ceiling_multiply(void *context) {
+    CeilingRun *run = (CeilingRun *)context;
+    for (int i = 0; i < run->products; i++)
+        run->device->ops->linear_forward(run->c, run->a, run->b, NULL, run->size, run->size, run->size,
+                                         run->device->stream);
+    run->device->synchronize(run->device);
+}
+
+static inline Ceilings measure_ceilings(Device *device) {
+    CeilingRun run = {device, NULL, NULL, NULL, (size_t)2 << 30, 8192, 10};
+    MemoryPlan plan = {NULL, 0, 0, 0};
+    plan_add(&plan, run.bytes, &run.a, "a");
+    plan_add(&plan, run.bytes, &run.b, "b");
+    plan_add(&plan, (size_t)(run.size * run.size) * 2, &run.c, "c");
+    plan_allocate(&plan, device);
+    upload_random(device, run.a, run.size * run.size);
+    upload_random(device, run.b, run.size * run.size);
+    const double flops = 2.0 * (double)run.size * (double)run.size * (double)run.size * run.products;
+    Ceilings ceilings;
+    ceilings.flops_per_second = flops / median_seconds(ceiling_multiply, &run, 2, 9);
+    ceilings.bytes_per_second = 2.0 * (double)run.bytes / median_seconds(ceiling_copy, &run, 2, 9);
+    plan_release(&plan, device);
+    plan_clear(&plan);
+    printf("%s: device copy %.2f TB/s (read plus write), bfloat16 product of 8192x8192x8192 %.0f TFLOP/s\n\n",
+           device->name, 1e-12 * ceilings.bytes_per_second, 1e-12 * ceilings.flops_per_second);
+    return ceilings;
+}
+
+// --- operations -----------------------------------------------------------------------------------------
+
+// The rows of cuda_profile_stop as a table, each beside the ceiling that it is nearest to.
+static inline void print_operations(const ProfileRow *rows, int count, const Ceilings *ceilings) {
+    double total = 0;
+    for (int i = 0; i < count; i++) total += rows[i].milliseconds;
+    printf("| operation | calls | ms | ms a call | share | TFLOP/s | TB/s | of its ceiling |\n"
+           "|---|---|---|---|---|---|---|---|\n");
+    for (int i = 0; i < count; i++) {
+        const ProfileRow *row = &rows[i];
+        const double seconds = 1e-3 * row->milliseconds;
+        const double moving = row->bytes / ceilings->bytes_per_second;
+        const double computing = row->flops / ceilings->flops_per_second;
+        printf("| %s | %ld | %.2f | %.4f | %.1f%% | %.0f | %.2f | %.0f%% |\n", row->name, (long)row->calls,
+               row->milliseconds, row->milliseconds / (double)row->calls, 100 * row->milliseconds / total,
+               1e-12 * row->flops / seconds, 1e-12 * row->bytes / seconds,
+               100 * (moving > computing ? moving : computing) / seconds);
+    }
+    printf("| all | | %.2f | | | | | |\n\n", total);
+}

@@ -1,0 +1,40 @@
+// Model and optimizer on a device, as the options describe them: what a run trains, and benchmarks measure.
+#pragma once
+#include "checkpoint.h"
+#include "flops.h"
+#include "optimizer.h"
+#include "options.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    Device *device;
+    MemoryPlan plan;
+    Model model;
+    Optimizer optimizer;
+} Training;
+
+// Opens the device that the options ask for, and settles their dtype. Fails with a message if it cannot be
+// had or cannot hold a model of this shape.
+Device *training_open_device(Options *options);
+
+// Lays out all buffers, at the recompute level asked for or (auto) the least that fits the device. Nothing is
+// allocated yet. The plan keeps addresses inside *training: it must stay where it is.
+void training_plan(Training *training, Device *device, const Options *options);
+
+// Allocates what was planned. Weights and moments are for others to fill.
+void training_allocate(Training *training);
+
+// The weights, as checkpoints write and read them.
+TrainingState training_state(const Training *training);
+
+// Work per token of the attention that is actually run.
+FlopsPerToken training_flops(const Training *training);
+
+void training_free(Training *training);
+
+#ifdef __cplusplus
+}
+#endif
