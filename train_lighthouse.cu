@@ -94,6 +94,7 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
         printf("data: %ld samples of %ld tokens in %d shards; a step takes %ld\n", (long)run->train.samples,
                (long)o->seq_len, run->train.shard_count, (long)o->global_batch);
     plan_print(&run->training.plan, run->device);
+    if (o->plan) training_print_levels(run->device, o);
     printf("recompute: %s\n", recompute_name(run->training.model.settings.recompute));
     if (checkpoint->path)
         printf("resuming %s: step %ld of %ld\n", checkpoint->path, (long)checkpoint->progress.step,

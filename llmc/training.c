@@ -53,6 +53,22 @@ void training_plan(Training *training, Device *device, const Options *options) {
     }
 }
 
+void training_print_levels(Device *device, const Options *options) {
+    printf("recompute levels\n");
+    for (int level = RECOMPUTE_NONE; level < RECOMPUTE_LEVELS; level++) {
+        Training training;
+        memset(&training, 0, sizeof(training));
+        training.device = device;
+        plan_at_level(&training, options, (RecomputeLevel)level);
+        char size[32];
+        printf("  --recompute %-34s %12s, %s\n", recompute_name((RecomputeLevel)level),
+               format_bytes(size, (double)training.plan.bytes),
+               plan_fits(&training.plan, device) ? "fits" : "does not fit");
+        model_free(&training.model);
+        plan_clear(&training.plan);
+    }
+}
+
 void training_allocate(Training *training) {
     plan_allocate(&training->plan, training->device);
     model_start(&training->model);

@@ -24,6 +24,9 @@ Device *training_open_device(Options *options);
 // allocated yet. The plan keeps addresses inside *training: it must stay where it is.
 void training_plan(Training *training, Device *device, const Options *options);
 
+// Prints what each recompute level would need on the device, and which fit.
+void training_print_levels(Device *device, const Options *options);
+
 // Allocates what was planned. Weights and moments are for others to fill.
 void training_allocate(Training *training);
 

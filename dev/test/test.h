@@ -41,6 +41,7 @@ void test_options(void);
 void test_ops(Device *device);
 void test_lighthouse(Device *device);
 void test_model(Device *device);
+void test_large(Device *device);
 
 #ifdef __cplusplus
 }

@@ -475,6 +475,29 @@ static void master_weights_collect_small_updates(void *argument) {
     training_close(t);
 }
 
+// Against angles formed in long double: in float they would be off by 0.06 here.
+static void angles_are_right_at_a_million(void *argument) {
+    Device *device = (Device *)argument;
+    const StorageType type = accumulator_type(device->ops->storage);
+    enum { HALF = 4, FROM_END = 1000 };
+    const ModelConfig config = {264, 16, 1, 2, 2, 16, 1e4, 1e-5};
+    const ModelSettings settings = {
+        .batch = 1, .seq_len = (1 << 20) + 1, .micro_steps = 1, .loss_chunk = 128};
+    Training *t = training_open(device, &config, &settings, &usual_optimizer);
+    const int64_t first = settings.seq_len - FROM_END;
+    const char *last = (const char *)t->model.angles + (size_t)(first * 2 * HALF) * storage_size(type);
+    double *angles = download(device, last, type, FROM_END * 2 * HALF);
+    for (int64_t i = 0; i < FROM_END; i++)
+        for (int j = 0; j < HALF; j++) {
+            const long double angle = (long double)(first + i) * powl(1e4L, -2.0L * j / (2 * HALF));
+            const double *turn = &angles[(i * HALF + j) * 2];
+            check(fabs(turn[0] - (double)cosl(angle)) < 1e-7 && fabs(turn[1] - (double)sinl(angle)) < 1e-7,
+                  "position %ld, pair %d: %.9g and %.9g", (long)(first + i), j, turn[0], turn[1]);
+        }
+    free(angles);
+    training_close(t);
+}
+
 // --- attention in pieces --------------------------------------------------------------------------------
 
 static void pieces_equal_whole(void *argument) {
@@ -564,5 +587,6 @@ void test_model(Device *device) {
     test_run("model: dense evaluation is dense", dense_evaluation_is_dense, device);
     test_run("model: logits give the loss", logits_give_the_loss, device);
     test_run("model: master weights collect small updates", master_weights_collect_small_updates, device);
+    test_run("model: rotary angles are right at a million", angles_are_right_at_a_million, device);
     test_run("model: attention in pieces equals whole", pieces_equal_whole, device);
 }
