@@ -12,8 +12,8 @@
 
 enum { TAIL = 5 }; // rows at the end that are not zeros
 
-static const int64_t many_rows = ((int64_t)1 << 20) + 3; // with 2056 columns more than 2^31 elements
-static const int64_t columns = 2056;
+static const int64_t many_rows = ((int64_t)1 << 20) + 3; // with 2064 columns more than 2^31 elements
+static const int64_t columns = 2064;
 static const int64_t vocab = 128256, logit_rows = 16771; // likewise
 
 static size_t element_size(Device *device) {
@@ -104,7 +104,7 @@ static void elementwise(void *argument) {
 
 static void rotary(void *argument) {
     Device *device = (Device *)argument;
-    const int heads = 257, head_dim = 8;
+    const int heads = 258, head_dim = 8;
     const size_t angle_row = (size_t)head_dim * sizeof(float);
     void *large = allocate_rows(device, many_rows, columns), *small = allocate_rows(device, TAIL, columns);
     void *angles = allocate_zeroed(device, (size_t)many_rows * angle_row);
