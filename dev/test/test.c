@@ -135,6 +135,22 @@ uint64_t random_below(uint64_t bound) {
     return random_u64(test_seed() + 1, random_counter++) % bound;
 }
 
+void upload(Device *device, void *memory, StorageType type, const double *values, size_t count) {
+    void *raw = host_allocate(count, storage_size(type), "an upload");
+    storage_from_double(raw, type, values, count);
+    device->upload(device, memory, raw, count * storage_size(type));
+    free(raw);
+}
+
+double *download(Device *device, const void *memory, StorageType type, size_t count) {
+    void *raw = host_allocate(count, storage_size(type), "a download");
+    double *values = (double *)host_allocate(count, sizeof(double), "a download");
+    device->download(device, raw, memory, count * storage_size(type));
+    storage_to_double(values, raw, type, count);
+    free(raw);
+    return values;
+}
+
 int test_summary(void) {
     printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 ? 0 : 1;

@@ -30,6 +30,10 @@ const char *test_directory(void);
 void random_fill(double *out, size_t count);
 uint64_t random_below(uint64_t bound);
 
+// A device array of `count` elements of that type from doubles, and as doubles, which the caller frees.
+void upload(Device *device, void *memory, StorageType type, const double *values, size_t count);
+double *download(Device *device, const void *memory, StorageType type, size_t count);
+
 // Prints "N passed, N failed"; the exit code for main.
 int test_summary(void);
 

@@ -49,15 +49,6 @@ static void fill_tail(Device *device, void *large, int64_t rows, void *small, in
     free(stored);
 }
 
-static double *download(Device *device, const void *memory, StorageType type, size_t count) {
-    void *raw = host_allocate(count, storage_size(type), "a download");
-    double *values = (double *)host_allocate(count, sizeof(double), "a download");
-    device->download(device, raw, memory, count * storage_size(type));
-    storage_to_double(values, raw, type, count);
-    free(raw);
-    return values;
-}
-
 static void check_tail(Device *device, const char *what, void *large, int64_t rows, void *small,
                        int64_t width) {
     const size_t count = (size_t)(TAIL * width);

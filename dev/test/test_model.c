@@ -30,22 +30,6 @@ static StorageType accumulator_of(const Training *t) {
     return accumulator_type(t->device->ops->storage);
 }
 
-static double *download(Device *device, const void *memory, StorageType type, size_t count) {
-    void *raw = host_allocate(count, storage_size(type), "a download");
-    double *values = (double *)host_allocate(count, sizeof(double), "a download");
-    device->download(device, raw, memory, count * storage_size(type));
-    storage_to_double(values, raw, type, count);
-    free(raw);
-    return values;
-}
-
-static void upload(Device *device, void *memory, StorageType type, const double *values, size_t count) {
-    void *raw = host_allocate(count, storage_size(type), "an upload");
-    storage_from_double(raw, type, values, count);
-    device->upload(device, memory, raw, count * storage_size(type));
-    free(raw);
-}
-
 // Sets all weights from values[parameters.elements].
 static void set_weights(Training *t, const double *values) {
     const size_t count = (size_t)t->model.parameters.elements;

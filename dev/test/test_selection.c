@@ -212,22 +212,6 @@ static void layer_close(Layer *l) {
     for (size_t i = 0; i < COUNT_OF(all); i++) l->device->release(l->device, all[i]);
 }
 
-static void upload(Device *device, void *memory, StorageType type, const double *values, size_t count) {
-    void *raw = host_allocate(count, storage_size(type), "an upload");
-    storage_from_double(raw, type, values, count);
-    device->upload(device, memory, raw, count * storage_size(type));
-    free(raw);
-}
-
-static double *download(Device *device, const void *memory, StorageType type, size_t count) {
-    void *raw = host_allocate(count, storage_size(type), "a download");
-    double *values = host_allocate(count, sizeof(double), "a download");
-    device->download(device, raw, memory, count * storage_size(type));
-    storage_to_double(values, raw, type, count);
-    free(raw);
-    return values;
-}
-
 static int32_t *download_positions(Device *device, const int32_t *memory, const LighthouseShape *shape) {
     const size_t count = position_count(shape);
     int32_t *positions = host_allocate(count, sizeof(*positions), "positions");
