@@ -3,6 +3,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <getopt.h>
+#include <libgen.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -315,12 +316,12 @@ static void resolve_shape(Options *options, const char *given[OPTIONS], const st
     }
 }
 
+// Where --resume points a run stays: the checkpoint's own parent directory.
 static void resolve_out(Options *options) {
     if (options->out[0]) return;
+    options->out = "out";
     if (options->resume[0] && strcmp(options->resume, "latest") != 0)
-        options->out = format_string("%s/..", options->resume);
-    else
-        options->out = "out";
+        options->out = dirname(format_string("%s", options->resume));
 }
 
 // The layer number at *text, which is moved behind it and a comma; -1 if there is none below `layers`.

@@ -38,8 +38,9 @@ static void print_plan(FILE *file, const MemoryPlan *plan, Device *device) {
     for (int i = 0; i < plan->count; i++)
         fprintf(file, "  %-46s %12s\n", plan->entries[i].name,
                 format_bytes(size, (double)plan->entries[i].bytes));
-    fprintf(file, "  %-46s %12s of %s free on %s\n", "total", format_bytes(size, (double)plan->bytes),
-            format_bytes(available, (double)free_bytes), device->name);
+    fprintf(file, "  %-46s %12s of %s free on %s: %s\n", "total", format_bytes(size, (double)plan->bytes),
+            format_bytes(available, (double)free_bytes), device->name,
+            plan_fits(plan, device) ? "fits" : "does not fit");
 }
 
 void plan_print(const MemoryPlan *plan, Device *device) {
