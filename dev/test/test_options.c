@@ -108,8 +108,7 @@ static void resume_restores_and_overrides(void *unused) {
           "restored");
     check(after.lr == before.lr && !strcmp(after.lr_schedule, "wsd") && after.deterministic, "restored");
     check(after.steps == 40, "--steps on the command line was overridden");
-    check(!strcmp(after.out, "there"), "--out should be where the checkpoint is, is %s",
-          after.out);
+    check(!strcmp(after.out, "there"), "--out should be where the checkpoint is, is %s", after.out);
     check(!strcmp(after.device, "auto"), "--device should not be restored");
 
     check_refused("--resume latest --seq-len 512", record,
