@@ -217,6 +217,9 @@ static void report_step(Run *run, StepReport *report) {
 
 static void train(Run *run) {
     const Options *o = &run->options;
+    if (run->progress.step > 0 && run->progress.step >= o->steps)
+        warning("nothing to do: the checkpoint has step %ld, and --steps is %ld", (long)run->progress.step,
+                (long)o->steps);
     // A run that has nothing to do still leaves its checkpoint: with --steps 0, that of the initial weights.
     if (run->progress.step == 0 && o->steps == 0) save(run);
     while (run->progress.step < o->steps) {

@@ -351,10 +351,14 @@ void options_dense_layers(const Options *options, bool *dense) {
 static void resolve_dense_layers(Options *options) {
     if (strcmp(options->dense_layers, "auto") != 0) return;
     const int64_t layers = options->config.layers;
-    options->dense_layers = layers < 4 ? layers == 1   ? "0"
-                                         : layers == 2 ? "0,1"
-                                                       : "0,1,2"
-                                       : format_string("0,1,%ld,%ld", (long)(layers - 2), (long)(layers - 1));
+    char *list = format_string("0");
+    for (int64_t layer = 1; layer < layers; layer++) {
+        if (layer >= 2 && layer < layers - 2) continue;
+        char *longer = format_string("%s,%ld", list, (long)layer);
+        free(list);
+        list = longer;
+    }
+    options->dense_layers = list;
 }
 
 Options options_parse(int argc, char **argv, const struct cJSON *recorded) {

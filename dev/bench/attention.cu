@@ -238,15 +238,15 @@ static void print_ratio(Times longer, Times shorter) {
 }
 
 static void print_table(const Case *cases, const Result *results, int count) {
-    printf(
-        "Milliseconds, forward / forward and backward, medians of %d (dense beyond %d tokens: one). The "
-        "layer: "
-        "selection, gather, inner attention and scatter, and their backward; it is given q, k and v after "
-        "RoPE and the norms of level 0, which the RoPE operation writes (see \"rope with norms\" below). "
-        "Rest "
-        "floor: the bytes of all but the inner attention, by count, at the speed of a copy. Published: H200, "
-        "cuDNN 9.19, PyTorch 2.11.\n\n",
-        REPEATS, DENSE_LEN);
+    printf("Milliseconds, forward / forward and backward, medians of %d (dense beyond %d tokens: one). The "
+           "layer: "
+           "selection, gather, inner attention and scatter, and their backward; it is given q, k and v after "
+           "RoPE "
+           "and the norms of level 0, which the RoPE operation writes (see \"rope with norms\" below). Rest "
+           "floor: "
+           "the bytes of all but the inner attention, by count, at the speed of a copy. Published: H200, "
+           "cuDNN 9.19, PyTorch 2.11.\n\n",
+           REPEATS, DENSE_LEN);
     printf("| N | L,p,K | S | dense | layer | inner | rest (layer - inner) | rest floor | dense/layer | "
            "layer/inner | published dense | published reference | published inner | reference/layer |\n"
            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");

@@ -63,9 +63,8 @@ static void print_step(const Training *t, const Options *o, double step, double 
            o->model, (long)o->batch_size, (long)o->seq_len, (long)t->model.lighthouse_layers,
            (long)t->model.lighthouse.entries, recompute_name(t->model.settings.recompute),
            o->deterministic ? "on" : "off");
-    printf("%.1f ms forward and backward, %.2f ms optimizer step: %.1fk tokens/s, %.1fk with an optimizer "
-           "step every "
-           "time\n",
+    printf("%.1f ms forward and backward, %.2f ms optimizer step: "
+           "%.1fk tokens/s, %.1fk with an optimizer step every time\n",
            1e3 * step, 1e3 * update, 1e-3 * tokens / step, 1e-3 * tokens / (step + update));
     printf("%.0f TFLOP/s by count", 1e-12 * work / step);
     if (t->device->peak_flops > 0) printf(", MFU %.1f%%", 100 * work / step / t->device->peak_flops);

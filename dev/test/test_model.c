@@ -258,7 +258,7 @@ static void step_matches_float64(void *argument) {
     const Setup *setup = (const Setup *)argument;
     Device *reference = cpu_device_create(STORAGE_FLOAT64);
     const bool wide = setup->device->ops->storage == STORAGE_FLOAT32;
-    same_step(*setup, reference, wide ? 1e-6 : 1e-3, wide ? 2e-5 : 4e-2);
+    same_step(*setup, reference, wide ? 1e-7 : 1e-3, wide ? 1e-5 : 4e-2);
     reference->destroy(reference);
 }
 

@@ -62,6 +62,18 @@ static void shapes_start_from_the_preset(void *unused) {
           (long)o.config.kv_heads, o.config.rope_theta);
 }
 
+static void dense_layers_by_default(void *unused) {
+    (void)unused;
+    static const char *const expected[] = {"0", "0,1", "0,1,2", "0,1,2,3", "0,1,3,4", "0,1,4,5"};
+    for (size_t i = 0; i < COUNT_OF(expected); i++) {
+        char *words = format_string("--layers %zu", i + 1);
+        CommandLine line = {words, NULL};
+        const Options o = parse(line);
+        check(!strcmp(o.dense_layers, expected[i]), "of %zu layers: %s", i + 1, o.dense_layers);
+        free(words);
+    }
+}
+
 static void bad_values_are_refused(void *unused) {
     (void)unused;
     check_refused("--train-data x --learning-rate 1", NULL, "--learning-rate");
@@ -224,6 +236,7 @@ static void plan_names_what_does_not_fit(void *unused) {
 void test_options(void) {
     test_run("options: defaults are the published run", defaults_are_the_published_run, NULL);
     test_run("options: shapes start from the preset", shapes_start_from_the_preset, NULL);
+    test_run("options: the first two and last two layers are dense", dense_layers_by_default, NULL);
     test_run("options: bad values are refused", bad_values_are_refused, NULL);
     test_run("options: resume restores, overrides, and refuses other shapes", resume_restores_and_overrides,
              NULL);
