@@ -3,11 +3,19 @@
 #include <stdarg.h>
 #include <stdlib.h>
 
+static int error_rank = -1; // none to name
+
+void errors_name_rank(int rank) {
+    error_rank = rank;
+}
+
+// In one write, so that the lines of several processes stay whole.
 static void print_line(const char *prefix, const char *format, va_list arguments) {
+    char rank[32] = "", message[4096];
+    if (error_rank >= 0) snprintf(rank, sizeof(rank), "rank %d: ", error_rank);
+    vsnprintf(message, sizeof(message), format, arguments);
     fflush(stdout);
-    fputs(prefix, stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
+    fprintf(stderr, "%s%s%s\n", prefix, rank, message);
     fflush(stderr);
 }
 
@@ -17,6 +25,13 @@ void fatal(const char *format, ...) {
     print_line("error: ", format, arguments);
     va_end(arguments);
     exit(1);
+}
+
+void report_error(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    print_line("error: ", format, arguments);
+    va_end(arguments);
 }
 
 void warning(const char *format, ...) {

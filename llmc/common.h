@@ -18,6 +18,12 @@ extern "C" {
 // machine got wrong: say what, the value, and what would be right. `assert` is for our own mistakes.
 NORETURN void fatal(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+// The line of fatal, without its end: for a thread that has to end the process in another way.
+void report_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// From here on errors and warnings begin with the rank: "error: rank 3: …".
+void errors_name_rank(int rank);
+
 // Prints "warning: " and the message as one line on stderr.
 void warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -125,7 +125,7 @@ void model_create(Model *model, Device *device, const ModelConfig *config, const
     model->device = device;
     model->config = *config;
     model->settings = *settings;
-    model->parameters = parameter_table_create(config);
+    model->parameters = parameter_table_create(config, 1);
     ModelSettings *s = &model->settings;
     const int heads = (int)config->heads, kv_heads = (int)config->kv_heads, dim = (int)head_dim(config);
     if (s->loss_chunk == 0) s->loss_chunk = default_loss_chunk(model);

@@ -32,7 +32,7 @@ void optimizer_initialize(Optimizer *optimizer, Model *model, uint64_t seed) {
     for (int i = 0; i < table->count; i++) {
         const Parameter *p = &table->list[i];
         float *values = (float *)host_allocate((size_t)p->count, sizeof(float), "initial weights");
-        parameter_initialize(values, p, seed);
+        parameter_initialize(values, p, 0, p->count, seed);
         void *stored = values;
         if (accumulator == STORAGE_FLOAT64) {
             double *wide = (double *)host_allocate((size_t)p->count, sizeof(double), "initial weights");

@@ -59,7 +59,7 @@ static void refill(Model *model) {
 static Model *model_create(StorageType storage, ModelConfig config) {
     Model *model = (Model *)host_allocate(1, sizeof(Model), "a test");
     model->config = config;
-    model->table = parameter_table_create(&model->config);
+    model->table = parameter_table_create(&model->config, 1);
     model->state.device = cpu_device_create(storage);
     model->state.config = &model->config;
     model->state.table = &model->table;

@@ -231,8 +231,55 @@ static int64_t expected_size(const ModelConfig *c) {
     return 2 * c->vocab_size * c->dim + c->layers * layer + c->dim;
 }
 
+// The ranks' parts of a bucket follow one another and cover it, in both ways to count.
+static void check_bucket(const ParameterTable *table, int index) {
+    const ParameterBucket *b = &table->buckets[index];
+    int64_t end = b->offset, flat_end = b->flat_offset;
+    for (int rank = 0; rank < table->ranks; rank++) {
+        const ElementRange part = bucket_part(table, index, rank),
+                           flat = bucket_part_flat(table, index, rank);
+        check(part.first == end && part.first % PARAMETER_ALIGNMENT == 0, "bucket %d: part %d begins at %ld",
+              index, rank, (long)part.first);
+        check(flat.count >= 0 && (flat.count == 0 || flat.first == flat_end),
+              "bucket %d: part %d begins at %ld", index, rank, (long)flat.first);
+        check(flat.count == 0 || flat.first - b->flat_offset == part.first - b->offset,
+              "bucket %d: part %d is elsewhere in its bucket", index, rank);
+        end += part.count;
+        flat_end += flat.count;
+    }
+    check(end == b->offset + b->count && flat_end == b->flat_offset + b->flat_count, "bucket %d: its end",
+          index);
+}
+
+static void check_buckets(const ModelConfig *config, int ranks) {
+    ParameterTable table = parameter_table_create(config, ranks), flat = parameter_table_create(config, 1);
+    check(table.bucket_count == config->layers + 3, "%d buckets", table.bucket_count);
+    int64_t end = 0, flat_end = 0;
+    for (int i = 0; i < table.bucket_count; i++) {
+        const ParameterBucket *b = &table.buckets[i];
+        check(b->offset == end && b->flat_offset == flat_end && b->count >= b->flat_count,
+              "bucket %d begins at %ld", i, (long)b->offset);
+        check_bucket(&table, i);
+        end += b->count;
+        flat_end += b->flat_count;
+    }
+    check(end == table.elements && flat_end == table.flat_elements && flat_end == flat.elements,
+          "%ld elements, %ld without padding for ranks", (long)table.elements, (long)table.flat_elements);
+    for (int i = 0; i < table.count; i++) {
+        const Parameter *p = &table.list[i];
+        const ParameterBucket *b = &table.buckets[p->bucket];
+        check(p->offset >= b->offset && p->offset + p->count <= b->offset + b->flat_count &&
+                  p->decay == b->decay,
+              "%s is not in its bucket", p->name);
+        check(p->offset - b->offset + b->flat_offset == flat.list[i].offset, "%s: its place without padding",
+              p->name);
+    }
+    parameter_table_free(&table);
+    parameter_table_free(&flat);
+}
+
 static void check_table(const ModelConfig *config) {
-    ParameterTable table = parameter_table_create(config);
+    ParameterTable table = parameter_table_create(config, 1);
     check(table.count == 3 + 9 * config->layers, "%d tensors in %ld layers", table.count,
           (long)config->layers);
     check(table.model_size == expected_size(config), "%ld parameters, not %ld", (long)table.model_size,
@@ -279,6 +326,7 @@ static void test_parameter_table(void *unused) {
                                     .kv_heads = kv_heads,
                                     .ffn_dim = (int64_t)(2 + random_below(100))};
         check_table(&config);
+        check_buckets(&config, (int)(1 + random_below(40)));
     }
     static const char *const names[] = {"tiny", "10M", "85M", "530M", "1B"};
     for (size_t i = 0; i < COUNT_OF(names); i++) check_table(model_preset(names[i]));
@@ -286,7 +334,7 @@ static void test_parameter_table(void *unused) {
 
 static void test_parameter_names(void *unused) {
     (void)unused;
-    ParameterTable table = parameter_table_create(model_preset("530M"));
+    ParameterTable table = parameter_table_create(model_preset("530M"), 1);
     static const struct {
         ParameterKind kind;
         int64_t layer;
@@ -318,7 +366,7 @@ static void test_parameter_names(void *unused) {
 
 static float *initialized(const Parameter *parameter, uint64_t seed) {
     float *values = (float *)host_allocate((size_t)parameter->count, sizeof(float), "a test");
-    parameter_initialize(values, parameter, seed);
+    parameter_initialize(values, parameter, 0, parameter->count, seed);
     return values;
 }
 
@@ -338,7 +386,7 @@ static double expected_std(const Parameter *p, const ModelConfig *config) {
 static void test_initial_values(void *unused) {
     (void)unused;
     const ModelConfig *config = model_preset("tiny");
-    ParameterTable table = parameter_table_create(config);
+    ParameterTable table = parameter_table_create(config, 1);
     const uint64_t seed = random_below(UINT64_MAX);
     for (int i = 0; i < table.count; i++) {
         const Parameter *p = &table.list[i];
@@ -371,9 +419,9 @@ static void test_initial_values(void *unused) {
 static void test_initial_values_key(void *unused) {
     (void)unused;
     ModelConfig larger = *model_preset("tiny");
-    ParameterTable small_table = parameter_table_create(&larger);
+    ParameterTable small_table = parameter_table_create(&larger, 1);
     larger.vocab_size += 100;
-    ParameterTable large_table = parameter_table_create(&larger);
+    ParameterTable large_table = parameter_table_create(&larger, 1);
     static const ParameterKind tested[] = {PARAM_EMBEDDING, PARAM_HEAD};
     const uint64_t seed = random_below(UINT64_MAX);
     for (size_t i = 0; i < COUNT_OF(tested); i++) {
@@ -383,6 +431,12 @@ static void test_initial_values_key(void *unused) {
         Parameter renamed = *p;
         renamed.name[0] = 'x';
         float *other_name = initialized(&renamed, seed);
+        const int64_t first = (int64_t)random_below((uint64_t)p->count);
+        float *rest = (float *)host_allocate((size_t)p->count, sizeof(float), "a test");
+        parameter_initialize(rest, p, first, p->count - first, seed);
+        check(!memcmp(rest, values + first, (size_t)(p->count - first) * sizeof(float)),
+              "%s depends on where one begins", p->name);
+        free(rest);
         check(!memcmp(values, longer, (size_t)p->count * sizeof(float)), "%s depends on its length", p->name);
         check(memcmp(values, other_seed, (size_t)p->count * sizeof(float)) != 0, "%s: the seed", p->name);
         check(memcmp(values, other_name, (size_t)p->count * sizeof(float)) != 0, "%s: the name", p->name);

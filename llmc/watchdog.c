@@ -1,0 +1,74 @@
+#include "watchdog.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+// One a process, like the launcher that ends it.
+static struct {
+    pthread_t thread;
+    double deadline; // seconds
+    const char *(*look)(void *context, double seconds);
+    void *context;
+    atomic_bool runs;
+    _Atomic(const char *) phase; // of the wait that is under way; NULL: none
+    _Atomic(double) since;
+} watchdog;
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+// Without the handlers of exit(): they wait for what does not come.
+NORETURN static void end(void) {
+    fflush(NULL);
+    _exit(1);
+}
+
+static void *watch(void *unused) {
+    (void)unused;
+    while (watchdog.runs) {
+        sleep(1);
+        const char *phase = watchdog.phase;
+        const double waited = now() - watchdog.since;
+        if (phase && watchdog.phase == phase && waited > watchdog.deadline) {
+            report_error("stuck: waiting for other ranks for %.0f seconds in: %s (--collective-timeout %.0f)",
+                         waited, phase, watchdog.deadline);
+            end();
+        }
+        const char *trouble = watchdog.look ? watchdog.look(watchdog.context, watchdog.deadline) : NULL;
+        if (trouble) {
+            report_error("%s", trouble);
+            end();
+        }
+    }
+    return NULL;
+}
+
+void watchdog_start(int64_t seconds, const char *(*look)(void *context, double seconds), void *context) {
+    if (seconds == 0 || watchdog.runs) return;
+    watchdog.deadline = (double)seconds;
+    watchdog.look = look;
+    watchdog.context = context;
+    watchdog.runs = true;
+    if (pthread_create(&watchdog.thread, NULL, watch, NULL) != 0) fatal("cannot start the watchdog's thread");
+}
+
+void watchdog_stop(void) {
+    if (!watchdog.runs) return;
+    watchdog.runs = false;
+    pthread_join(watchdog.thread, NULL);
+}
+
+void watchdog_enter(const char *what) {
+    watchdog.since = now();
+    watchdog.phase = what;
+}
+
+void watchdog_leave(void) {
+    watchdog.phase = NULL;
+}
