@@ -2,6 +2,7 @@
 #include "llmc/communicator.h"
 #include "llmc/dataset.h"
 #include "llmc/logger.h"
+#include "llmc/saver.h"
 #include "llmc/schedule.h"
 #include "llmc/training.h"
 
@@ -21,12 +22,14 @@ extern "C" {
 // A run, from the first step to the last.
 typedef struct {
     Options options;
+    Communicator communicator;
     Device *device;
     Dataset train, validation;
     Training training;
     Schedule schedule;
     Progress progress;
     Logger logger;
+    Saver *saver;
     double flops_per_token;
     int32_t *inputs, *targets; // [batch_size, seq_len], on the host
 } Run;
@@ -40,11 +43,12 @@ static double now(void) {
 // --- options, device, data ------------------------------------------------------------------------------
 
 // The command line, over what the checkpoint to resume recorded. The checkpoint's path is NULL for a new run.
-static Options resolve_options(int argc, char **argv, Checkpoint *checkpoint) {
+static Options resolve_options(int argc, char **argv, const Communicator *communicator,
+                               Checkpoint *checkpoint) {
     Options options = options_parse(argc, argv, NULL);
     memset(checkpoint, 0, sizeof(*checkpoint));
     if (options.resume[0]) {
-        *checkpoint = checkpoint_open(options.resume, options.out);
+        *checkpoint = checkpoint_open(communicator, options.resume, options.out);
         options = options_parse(argc, argv, checkpoint->options);
     }
     options_check(&options);
@@ -108,7 +112,7 @@ static void build(Run *run, const Checkpoint *checkpoint) {
     const Options *o = &run->options;
     training_allocate(&run->training);
     if (checkpoint->path) {
-        const TrainingState state = training_state(&run->training);
+        const TrainingState state = training_state(&run->training, &run->communicator);
         checkpoint_load(checkpoint, &state);
         run->progress = checkpoint->progress;
         if (schedule_kind(o->lr_schedule) != SCHEDULE_CONSTANT) {
@@ -126,6 +130,7 @@ static void build(Run *run, const Checkpoint *checkpoint) {
     const FlopsPerToken flops = training_flops(&run->training);
     run->flops_per_token = flops.linear + flops.attention;
     run->logger = logger_open(o->out, run->progress.step);
+    run->saver = saver_create(&run->communicator, false);
 }
 
 // --- loop -----------------------------------------------------------------------------------------------
@@ -192,11 +197,14 @@ static void validate_step(Run *run, StepReport *report) {
 
 static void save(Run *run) {
     const Options *o = &run->options;
-    const TrainingState state = training_state(&run->training);
-    const Retention retention = {o->keep, o->keep_every};
+    const TrainingState state = training_state(&run->training, &run->communicator);
     cJSON *record = options_record(o);
-    checkpoint_save(o->out, &state, &run->progress, record, o->seq_len, o->separator_token, &retention);
+    const SaveRequest request = {o->out,     run->progress,      record,
+                                 o->seq_len, o->separator_token, {o->keep, o->keep_every}};
+    saver_begin(run->saver, &state, &request);
     cJSON_Delete(record);
+    if (saver_finish(run->saver) == SAVE_FAILED) fatal("%s", saver_message(run->saver));
+    if (saver_message(run->saver)[0]) warning("%s", saver_message(run->saver));
 }
 
 static void report_step(Run *run, StepReport *report) {
@@ -239,6 +247,7 @@ static void train(Run *run) {
 
 static void close_run(Run *run) {
     logger_close(&run->logger);
+    saver_destroy(run->saver);
     training_free(&run->training);
     dataset_close(&run->train);
     dataset_close(&run->validation);
@@ -250,11 +259,11 @@ static void close_run(Run *run) {
 int main(int argc, char **argv) {
     static Run run; // the plan keeps addresses inside it
     Checkpoint checkpoint;
-    run.options = resolve_options(argc, argv, &checkpoint);
-    Communicator communicator = communicator_create(&argc, &argv);
-    if (communicator.size != 1)
+    run.communicator = communicator_create(&argc, &argv);
+    if (run.communicator.size != 1)
         fatal("%d processes were started: this program trains in one; start it without mpirun -np %d",
-              communicator.size, communicator.size);
+              run.communicator.size, run.communicator.size);
+    run.options = resolve_options(argc, argv, &run.communicator, &checkpoint);
     run.device = training_open_device(&run.options);
     if (!run.options.plan) open_data(&run);
     training_plan(&run.training, run.device, &run.options);
@@ -265,6 +274,6 @@ int main(int argc, char **argv) {
         close_run(&run);
     }
     if (checkpoint.path) checkpoint_close(&checkpoint);
-    communicator_destroy(&communicator);
+    communicator_destroy(&run.communicator);
     return 0;
 }

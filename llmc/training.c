@@ -74,11 +74,12 @@ void training_allocate(Training *training) {
     model_start(&training->model);
 }
 
-TrainingState training_state(const Training *training) {
+TrainingState training_state(const Training *training, const Communicator *communicator) {
     const Optimizer *optimizer = &training->optimizer;
     const Model *model = &training->model;
-    TrainingState state = {training->device,  &model->config, &model->parameters, model->weights,
-                           optimizer->master, optimizer->m,   optimizer->v};
+    TrainingState state = {training->device, &model->config,    &model->parameters,
+                           model->weights,   optimizer->master, optimizer->m,
+                           optimizer->v,     communicator,      false};
     return state;
 }
 

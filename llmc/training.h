@@ -31,7 +31,7 @@ void training_print_levels(Device *device, const Options *options);
 void training_allocate(Training *training);
 
 // The weights, as checkpoints write and read them.
-TrainingState training_state(const Training *training);
+TrainingState training_state(const Training *training, const Communicator *communicator);
 
 // Work per token of the attention that is actually run.
 FlopsPerToken training_flops(const Training *training);

@@ -39,7 +39,8 @@ int main(int argc, char **argv) {
     if (argc < 5) fatal("usage: logits CHECKPOINT SHARD SEQ_LEN OUT [cpu|cuda]");
     const int64_t seq_len = atoll(argv[3]);
     if (seq_len < 1) fatal("%s: expected a sequence length", argv[3]);
-    const Checkpoint checkpoint = checkpoint_open(argv[1], NULL);
+    const Communicator communicator = communicator_create(&argc, &argv);
+    const Checkpoint checkpoint = checkpoint_open(&communicator, argv[1], NULL);
     char *words[] = {argv[0], "--device", argc > 5 ? argv[5] : "auto", "--batch-size", "1", "--recompute",
                      "block", NULL};
     Options options = options_parse((int)COUNT_OF(words) - 1, words, checkpoint.options);
@@ -48,7 +49,7 @@ int main(int argc, char **argv) {
     static Training training; // its plan keeps addresses inside it
     training_plan(&training, training_open_device(&options), &options);
     training_allocate(&training);
-    const TrainingState state = training_state(&training);
+    const TrainingState state = training_state(&training, &communicator);
     checkpoint_load(&checkpoint, &state);
 
     Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size);

@@ -12,12 +12,17 @@
 
 static int passed, failed, failed_checks;
 static uint64_t random_counter;
+static const Communicator *together;
 static int only_count;
 static char **only_words;
 
 void test_only(int count, char **words) {
     only_count = count;
     only_words = words;
+}
+
+void test_together(const Communicator *communicator) {
+    together = communicator;
 }
 
 static bool is_wanted(const char *name) {
@@ -30,20 +35,27 @@ void test_run(const char *name, void (*test)(void *argument), void *argument) {
     if (!is_wanted(name)) return;
     failed_checks = 0;
     test(argument);
-    if (failed_checks == 0) {
+    bool good = failed_checks == 0;
+    if (together) good = communicator_all(together, good, name);
+    if (good) {
         passed++;
     } else {
         failed++;
     }
-    printf("%s %s\n", failed_checks == 0 ? "ok  " : "FAIL", name);
+    printf("%s %s\n", good ? "ok  " : "FAIL", name);
     fflush(stdout);
 }
 
 static void print_failure(const char *format, va_list arguments) {
     failed_checks++;
-    printf("     ");
-    vprintf(format, arguments);
-    printf("\n");
+    // What other ranks print to standard output goes nowhere.
+    FILE *file = together && together->rank > 0 ? stderr : stdout;
+    if (together)
+        fprintf(file, "     rank %d: ", together->rank);
+    else
+        fprintf(file, "     ");
+    vfprintf(file, format, arguments);
+    fprintf(file, "\n");
 }
 
 void check(bool holds, const char *format, ...) {
