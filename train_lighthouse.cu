@@ -47,6 +47,7 @@ static Options resolve_options(int argc, char **argv, const Communicator *commun
                                Checkpoint *checkpoint) {
     Options options = options_parse(argc, argv, NULL);
     memset(checkpoint, 0, sizeof(*checkpoint));
+    if (options.verify_checkpoint[0]) return options;
     if (options.resume[0]) {
         *checkpoint = checkpoint_open(communicator, options.resume, options.out);
         options = options_parse(argc, argv, checkpoint->options);
@@ -130,7 +131,7 @@ static void build(Run *run, const Checkpoint *checkpoint) {
     const FlopsPerToken flops = training_flops(&run->training);
     run->flops_per_token = flops.linear + flops.attention;
     run->logger = logger_open(o->out, run->progress.step);
-    run->saver = saver_create(&run->communicator, false);
+    run->saver = saver_create(&run->communicator, o->async_save);
 }
 
 // --- loop -----------------------------------------------------------------------------------------------
@@ -195,16 +196,26 @@ static void validate_step(Run *run, StepReport *report) {
     if (selects && strcmp(o->val_selection, "same") != 0) report->validation_dense = validate(run, false);
 }
 
+// What became of a save. A failure ends the run if --on-save-error says so or no further save will follow.
+static void settle_save(Run *run, SaveOutcome outcome, bool last) {
+    const bool ends = outcome == SAVE_FAILED && (last || !strcmp(run->options.on_save_error, "stop"));
+    const char *message = saver_message(run->saver);
+    if (outcome == SAVE_NONE || !message[0]) return;
+    if (ends && run->communicator.rank == 0) fatal("%s", message);
+    if (ends) communicator_barrier(&run->communicator, "the end after a checkpoint that failed");
+    if (run->communicator.rank == 0)
+        warning("%s%s", message, outcome == SAVE_FAILED ? "; training goes on without it" : "");
+}
+
 static void save(Run *run) {
     const Options *o = &run->options;
+    settle_save(run, saver_finish(run->saver), false);
     const TrainingState state = training_state(&run->training, &run->communicator);
     cJSON *record = options_record(o);
     const SaveRequest request = {o->out,     run->progress,      record,
                                  o->seq_len, o->separator_token, {o->keep, o->keep_every}};
     saver_begin(run->saver, &state, &request);
     cJSON_Delete(record);
-    if (saver_finish(run->saver) == SAVE_FAILED) fatal("%s", saver_message(run->saver));
-    if (saver_message(run->saver)[0]) warning("%s", saver_message(run->saver));
 }
 
 static void report_step(Run *run, StepReport *report) {
@@ -240,7 +251,9 @@ static void train(Run *run) {
         report_step(run, &report);
         const bool last = run->progress.step == o->steps;
         if (last || (o->save_every > 0 && run->progress.step % o->save_every == 0)) save(run);
+        if (!last) settle_save(run, saver_poll(run->saver), false);
     }
+    settle_save(run, saver_finish(run->saver), true);
     if (run->progress.step > 0)
         printf("done: %ld steps; the model is in %s\n", (long)run->progress.step, o->out);
 }
@@ -264,6 +277,11 @@ int main(int argc, char **argv) {
         fatal("%d processes were started: this program trains in one; start it without mpirun -np %d",
               run.communicator.size, run.communicator.size);
     run.options = resolve_options(argc, argv, &run.communicator, &checkpoint);
+    if (run.options.verify_checkpoint[0]) {
+        printf("%s\n", checkpoint_verify(run.options.verify_checkpoint));
+        communicator_destroy(&run.communicator);
+        return 0;
+    }
     run.device = training_open_device(&run.options);
     if (!run.options.plan) open_data(&run);
     training_plan(&run.training, run.device, &run.options);

@@ -304,9 +304,7 @@ static bool check_tensor(Damage *damage, const SafetensorsFile *file, const char
     if (!tensor) return damaged(damage, "%s has no tensor %s, which this model needs", file->path, name);
     if (tensor->type != type)
         return damaged(
-            damage,
-            "%s holds %s as %s; this device keeps it as %s: go on with the --device it was written "
-            "by",
+            damage, "%s holds %s as %s, not as %s; a run goes on with the --device and --dtype it began with",
             file->path, name, storage_name(tensor->type), storage_name(type));
     char found[64], needed[64];
     shape_text(found, tensor->dims, tensor->shape);
@@ -609,4 +607,80 @@ void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state) {
     safetensors_close(&model);
     free_parts(parts, checkpoint->optimizer_files);
     free(chunk);
+}
+
+// --- verifying it all -----------------------------------------------------------------------------------
+
+// Hugging Face's names of a model's shape, and how large they may be.
+static const struct {
+    const char *key;
+    size_t offset; // in ModelConfig
+    int64_t maximum;
+} config_keys[] = {{"vocab_size", offsetof(ModelConfig, vocab_size), 1 << 30},
+                   {"hidden_size", offsetof(ModelConfig, dim), 1 << 20},
+                   {"num_hidden_layers", offsetof(ModelConfig, layers), 10000},
+                   {"num_attention_heads", offsetof(ModelConfig, heads), 10000},
+                   {"num_key_value_heads", offsetof(ModelConfig, kv_heads), 10000},
+                   {"intermediate_size", offsetof(ModelConfig, ffn_dim), 1 << 24}};
+
+static bool parse_config(Damage *damage, const cJSON *json, ModelConfig *config, StorageType *storage) {
+    *config = (ModelConfig){0};
+    for (size_t i = 0; i < COUNT_OF(config_keys); i++) {
+        int64_t *value = (int64_t *)((char *)config + config_keys[i].offset);
+        if (!json_integer(cJSON_GetObjectItemCaseSensitive(json, config_keys[i].key), value) || *value < 1 ||
+            *value > config_keys[i].maximum)
+            return damaged(damage, "%s has no %s from 1 to %ld", CONFIG_FILE, config_keys[i].key,
+                           (long)config_keys[i].maximum);
+    }
+    if (config->dim % config->heads != 0 || config->heads % config->kv_heads != 0)
+        return damaged(damage, "%s: %ld query heads and %ld key/value heads do not divide a width of %ld",
+                       CONFIG_FILE, (long)config->heads, (long)config->kv_heads, (long)config->dim);
+    const char *dtype = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "torch_dtype"));
+    for (int type = STORAGE_FLOAT64; dtype && type <= STORAGE_BFLOAT16; type++) {
+        *storage = (StorageType)type;
+        if (!strcmp(dtype, storage_dtype(*storage))) return true;
+    }
+    return damaged(damage, "%s has no torch_dtype of float64, float32 or bfloat16", CONFIG_FILE);
+}
+
+static bool read_config(Damage *damage, ModelConfig *config, StorageType *storage) {
+    char *text = file_read_text(path_below(damage->directory, CONFIG_FILE).text, MAX_JSON_BYTES, NULL);
+    if (!text) return damaged(damage, "%s cannot be read: %s", CONFIG_FILE, strerror(errno));
+    cJSON *json = cJSON_Parse(text);
+    const bool good = parse_config(damage, json, config, storage);
+    cJSON_Delete(json);
+    free(text);
+    return good;
+}
+
+static bool check_contents(Damage *damage, const Checkpoint *checkpoint, const ParameterTable *table,
+                           StorageType storage) {
+    SafetensorsFile file;
+    if (!open_tensors(damage, MODEL_FILE, &file)) return false;
+    const bool good = check_model(damage, &file, table, storage);
+    safetensors_close(&file);
+    if (!good) return false;
+    OptimizerPart *parts =
+        read_parts(damage, checkpoint->optimizer_files, accumulator_type(storage), table->flat_elements);
+    if (parts) free_parts(parts, checkpoint->optimizer_files);
+    return parts != NULL;
+}
+
+char *checkpoint_verify(const char *directory) {
+    Checkpoint checkpoint = {0};
+    Damage damage = {.directory = directory};
+    ModelConfig config;
+    StorageType storage = STORAGE_FLOAT32;
+    if (!verify(&damage, directory, &checkpoint) || !read_config(&damage, &config, &storage))
+        fatal("%s: not a good checkpoint: %s", directory, damage.text);
+    ParameterTable table = parameter_table_create(&config, 1);
+    if (!check_contents(&damage, &checkpoint, &table, storage))
+        fatal("%s: not a good checkpoint: %s", directory, damage.text);
+    char *line = format_string("%s: good, step %ld, %ld samples, %.1fM parameters in %s, %d optimizer file%s",
+                               directory, (long)checkpoint.progress.step, (long)checkpoint.progress.samples,
+                               1e-6 * (double)table.model_size, storage_dtype(storage),
+                               checkpoint.optimizer_files, checkpoint.optimizer_files == 1 ? "" : "s");
+    parameter_table_free(&table);
+    checkpoint_close(&checkpoint);
+    return line;
 }

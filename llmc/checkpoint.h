@@ -53,6 +53,11 @@ typedef struct {
     struct cJSON *options; // as recorded
 } Checkpoint;
 
+// Whether a checkpoint is good through and through: its files are as they were written, the model has the
+// tensors that config.json implies, the optimizer files have every element, trainer.json says where training
+// is. One line about it, for the caller to free; fails with one line about what is wrong. Needs no device.
+char *checkpoint_verify(const char *directory);
+
 // All ranks call what follows together; an error is one line, mostly rank 0's.
 
 // Opens the checkpoint directory `resume`, or with "latest" the newest under out_dir, and verifies every file

@@ -79,6 +79,10 @@ struct Saver {
     Report report;
 };
 
+// One a process, like its exit. A child that forked off has nothing to do with it.
+static Saver *under_way;
+static pid_t owner;
+
 // --- what this rank writes ------------------------------------------------------------------------------
 
 static PlannedFile *plan_file(Saver *saver, const char *name, char *text, size_t text_bytes) {
@@ -388,6 +392,7 @@ static void end_save(Saver *saver, SaveOutcome outcome) {
     communicator_broadcast(saver->communicator, saver->message, sizeof(saver->message),
                            "the end of a checkpoint");
     clear_save(saver);
+    under_way = NULL;
     saver->phase = IDLE;
     saver->outcome = outcome;
 }
@@ -498,7 +503,40 @@ const char *saver_message(const Saver *saver) {
     return saver->message;
 }
 
+// --- the end of the process -----------------------------------------------------------------------------
+
+// A save that was begun is brought to its end where this process can do so alone. With others it cannot: they
+// may be anywhere. Then only deletions and renames are not cut off; an unfinished .tmp does no harm.
+static void finish_at_exit(void) {
+    Saver *saver = under_way;
+    if (!saver || owner != getpid()) return;
+    under_way = NULL;
+    if (saver->communicator->size > 1) {
+        if (saver->running && saver->phase == COMMIT) pthread_join(saver->thread, NULL);
+    } else if (saver_finish(saver) == SAVE_FAILED) {
+        warning("%s", saver->message);
+    }
+}
+
+static void guard_exit(void) {
+    if (owner != getpid()) atexit(finish_at_exit);
+    owner = getpid();
+}
+
 // --- beginning ------------------------------------------------------------------------------------------
+
+// What can be allocated without anything being swapped out; Linux itself promises more than there is.
+static size_t available_memory(void) {
+    FILE *file = fopen("/proc/meminfo", "r");
+    if (!file) return SIZE_MAX;
+    char line[256];
+    unsigned long long kilobytes = 0;
+    bool found = false;
+    while (!found && fgets(line, sizeof(line), file))
+        found = sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1;
+    fclose(file);
+    return found ? (size_t)kilobytes * 1024 : SIZE_MAX;
+}
 
 // Memory for the snapshot, if there is enough on all ranks.
 static bool allocate_snapshot(Saver *saver) {
@@ -506,7 +544,7 @@ static bool allocate_snapshot(Saver *saver) {
     for (int i = 0; i < saver->source_count; i++) bytes += saver->sources[i].bytes;
     if (bytes > saver->host_bytes) {
         free(saver->host_memory);
-        saver->host_memory = malloc(bytes);
+        saver->host_memory = bytes < available_memory() ? malloc(bytes) : NULL;
         saver->host_bytes = saver->host_memory ? bytes : 0;
     }
     const bool here = saver->host_memory != NULL;
@@ -537,6 +575,7 @@ void saver_begin(Saver *saver, const TrainingState *state, const SaveRequest *re
     plan_files(saver, state, request);
     if (saver->asynchronous && allocate_snapshot(saver)) {
         take_snapshot(saver, state->device);
+        under_way = saver;
         start_phase(saver, PREPARE);
     } else {
         saver->device = state->device;
@@ -551,6 +590,7 @@ Saver *saver_create(const Communicator *communicator, bool asynchronous) {
     saver->communicator = communicator;
     saver->asynchronous = asynchronous;
     saver->good = true;
+    if (asynchronous) guard_exit();
     return saver;
 }
 

@@ -667,8 +667,8 @@ static void test_other_models(void *unused) {
         ModelConfig config;
         const char *message;
     } cases[] = {
-        {STORAGE_BFLOAT16, small_shape, "as F32; this device keeps it as BF16"},
-        {STORAGE_FLOAT64, small_shape, "as F32; this device keeps it as F64"},
+        {STORAGE_BFLOAT16, small_shape, "as F32, not as BF16"},
+        {STORAGE_FLOAT64, small_shape, "as F32, not as F64"},
         {STORAGE_FLOAT32, small_shape, "with shape [20, 24]; this model needs [28, 24]"},
         {STORAGE_FLOAT32, small_shape, "with shape [37, 24]; this model needs [38, 24]"},
         {STORAGE_FLOAT32, small_shape,
