@@ -347,6 +347,69 @@ def a_killed_run_resumes_to_the_same_bytes():
     check_equal("what lies in --out", sorted(os.listdir("killed")), sorted(os.listdir("whole")))
 
 
+def checkpoints_left(out="out"):
+    """The directories that hold a checkpoint, or its predecessor while it is replaced."""
+    names = os.listdir(out) if os.path.exists(out) else []
+    return sorted(name for name in names if name.startswith("step_") and not name.endswith(".tmp"))
+
+
+def kill_a_run(command, chooser):
+    """Starts it, waits for some of its steps, and kills it while it saves. Says what it printed on stderr."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    steps = chooser.randrange(1, 6)
+    for line in process.stdout:
+        steps -= line.startswith("step ")
+        if steps == 0:
+            break
+    time.sleep(chooser.uniform(0, 0.008))
+    process.send_signal(signal.SIGKILL)
+    return process.communicate()[1]
+
+
+def check_kills(kills, seed, progress=lambda killed: None):
+    """Kills runs while they save, again and again, as they go on from what the last one left: that is always good, and never
+    fewer checkpoints than before."""
+    chooser = random.Random(seed)
+    make_shards()
+    options = {"steps": 30, "save_every": 1, "seq_len": 16}
+    train(out="whole", keep=100, **options)
+    before = []
+    for killed in range(kills):
+        keep = chooser.randrange(1, 4)
+        if not before or before[-1].startswith("step_00000030"):
+            shutil.rmtree("out", ignore_errors=True)
+            before = []
+            command = command_line(**options)
+        else:
+            # From an older one, the newer ones are replaced.
+            older = [name for name in before if not name.endswith(".old")]
+            start = f"out/{chooser.choice(older)}" if older and chooser.random() < 0.3 else "latest"
+            command = [PROGRAM, *to_flags({"device": DEVICE, "out": "out", "resume": start})]
+        said = kill_a_run([*command, "--keep", str(keep), "--async-save", chooser.choice(["on", "on", "off"])], chooser)
+        check("error" not in said and "damaged" not in said, f"{' '.join(command)}\nsays: {said}")
+        after = checkpoints_left()
+        steps_before, steps_after = ({name[:13] for name in names} for names in (before, after))
+        check(len(steps_after) >= min(len(steps_before), keep), f"kill {killed}: {before} before, {after} after")
+        if before:
+            named = read_file("out/latest").decode().strip()
+            check(named in after or f"{named}.old" in after, f"kill {killed}: latest names {named}, there are {after}")
+        for name in after:
+            check_same_state(f"out/{name}", checkpoint(int(name[5:13]), "whole"))
+            if killed % 5 == 0:
+                finish([PROGRAM, "--verify-checkpoint", f"out/{name}"])
+        before = after
+        progress(killed + 1)
+    if before:
+        done = resume(out="out")
+        check("damaged" not in done.stderr, done.stderr)
+        check_same_state(checkpoint(30), checkpoint(30, "whole"))
+
+
+@test
+def runs_killed_while_they_save_leave_good_checkpoints():
+    check_kills(20, seed=random.randrange(10**9))
+
+
 @test
 def a_resume_drops_the_metrics_of_steps_it_does_again():
     make_shards()
@@ -700,6 +763,46 @@ def a_failing_disk_costs_no_checkpoint_that_training_waits_for():
     prepare_failing_disk()
     errors = fail_at_every_call("full", 1, async_save="off")
     check(errors > 20, f"only {errors} failing calls are noticed")
+
+
+@test
+def a_run_killed_at_any_call_goes_on_to_the_same_bytes():
+    prepare_failing_disk()
+    call = 0
+    while True:
+        call += 1
+        check(call < 200, "no run succeeds")
+        done = resume_on(failing_disk("kill", call))
+        if done.returncode == 0:
+            break
+        check_equal("exit code", done.returncode, -signal.SIGKILL)
+        check_recovers(f"killed at call {call}")
+    check(call > 30, f"only {call} calls")
+
+
+@test
+def a_replacement_that_fails_at_any_call_costs_no_checkpoint():
+    finish(["make", "-s", "-C", ROOT, "build/fail_io.so"])
+    make_shards()
+    train(steps=4, save_every=1, keep=3, out="whole")
+    train(steps=3, save_every=1, keep=2, out="good")
+    for kind, bad in (("kill", -signal.SIGKILL), ("EIO", 1)):
+        call, quiet = 0, 0
+        while quiet < 2:
+            call += 1
+            check(call < 200, "no run succeeds")
+            done = resume_on(failing_disk(kind, call), resume="out/step_00000002")  # step 3 is there
+            said = f"{kind} in call {call}: {done.stderr}"
+            check(done.returncode in (0, bad), said)
+            left = checkpoints_left()
+            check("step_00000002" in left and (set(left) & {"step_00000003", "step_00000003.old"}), f"{said}, left {left}")
+            for name in left:
+                check_same_state(f"out/{name}", checkpoint(int(name[5:13]), "whole"))
+            quiet = quiet + 1 if done.returncode == 0 and not done.stderr else 0
+            done = resume(out="out", steps=4)
+            check("damaged" not in done.stderr, f"{said}, and then: {done.stderr}")
+            check_same_state(checkpoint(4), checkpoint(4, "whole"))
+        check(call > 20, f"only {call} calls")
 
 
 @test

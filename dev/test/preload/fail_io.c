@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -57,6 +58,7 @@ static bool fails(CallKind kind) {
     if (!how || (kind == READS) != !strcmp(how, "read")) return false;
     const long call = atomic_fetch_add(&calls, 1) + 1;
     if (call < first) return false;
+    if (!strcmp(how, "kill")) kill(getpid(), SIGKILL);
     const bool full = !strcmp(how, "full"), half = full || !strcmp(how, "short");
     if (full && call > first && kind == FREES_SPACE) return false;
     if (!full && count > 0 && call >= first + count) return false;
