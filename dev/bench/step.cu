@@ -1,5 +1,5 @@
 // Where the time of a training step goes, on a CUDA device: tokens/s, and a table of every operation beside
-// the ceilings measured in the same run.
+// the ceilings measured in the same run. The last line holds the result as JSON, for context.py.
 //
 //   step [options of train_lighthouse]     for example: step --seq-len 32768 --topk 2048 --recompute none
 //
@@ -53,9 +53,13 @@ static void make_batch(Bench *b) {
     for (int64_t i = 0; i < rows; i++) b->targets[i] = b->inputs[(i + 1) % rows];
 }
 
-static void print_step(const Training *t, const Options *o, double step, double update) {
+static double gib_in_use(Device *device) {
     size_t free_bytes, total_bytes;
-    t->device->memory(t->device, &free_bytes, &total_bytes);
+    device->memory(device, &free_bytes, &total_bytes);
+    return (double)(total_bytes - free_bytes) / 0x1p30;
+}
+
+static void print_step(const Training *t, const Options *o, double step, double update, double used) {
     const FlopsPerToken flops = training_flops(t);
     const double tokens = (double)(o->batch_size * o->seq_len),
                  work = (flops.linear + flops.attention) * tokens;
@@ -68,8 +72,16 @@ static void print_step(const Training *t, const Options *o, double step, double 
            1e3 * step, 1e3 * update, 1e-3 * tokens / step, 1e-3 * tokens / (step + update));
     printf("%.0f TFLOP/s by count", 1e-12 * work / step);
     if (t->device->peak_flops > 0) printf(", MFU %.1f%%", 100 * work / step / t->device->peak_flops);
-    printf("; %.2f GiB planned, %.2f GiB in use on the device\n", (double)t->plan.bytes / 0x1p30,
-           (double)(total_bytes - free_bytes) / 0x1p30);
+    printf("; %.2f GiB planned, %.2f GiB in use on the device\n", (double)t->plan.bytes / 0x1p30, used);
+}
+
+static void print_json(const Training *t, const Options *o, double step, double update, double used) {
+    const int64_t tokens = o->batch_size * o->seq_len;
+    printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"tokens\": %ld, \"recompute\": \"%s\"", t->device->name,
+           o->model, (long)tokens, recompute_name(t->model.settings.recompute));
+    printf(", \"ms\": %.3f, \"optimizer_ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * step, 1e3 * update,
+           (double)tokens / step);
+    printf(", \"planned_gib\": %.3f, \"memory_gib\": %.3f}\n", (double)t->plan.bytes / 0x1p30, used);
 }
 
 int main(int argc, char **argv) {
@@ -89,8 +101,10 @@ int main(int argc, char **argv) {
     double step = median_seconds(forward_backward, &b, 1, 1);
     if (step < long_step) step = median_seconds(forward_backward, &b, WARMUP, REPEATS);
     const double update = median_seconds(optimizer_step, &b, WARMUP, REPEATS);
-    print_step(&b.training, &options, step, update);
+    const double used = gib_in_use(device);
+    print_step(&b.training, &options, step, update, used);
     profile_step(&b, &ceilings);
+    print_json(&b.training, &options, step, update, used);
     training_free(&b.training);
     free(b.inputs);
     free(b.targets);
