@@ -125,6 +125,7 @@ LighthouseShape lighthouse_shape(const LighthouseSettings *settings, int64_t bat
     shape.entries =
         level_entries(&shape, shape.levels - 1) + (settings->levels - 1) * settings->pool * settings->topk;
     shape.pyramid = level_start(&shape, shape.levels);
+    shape.pieces = 1;
     return shape;
 }
 
@@ -154,7 +155,7 @@ void lighthouse_attend(Device *device, const AttentionPlan *inner, const Lightho
 
 void lighthouse_scatter(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
                         void *out) {
-    device->ops->lighthouse_scatter(out, layer->sub_out, layer->positions, shape, device->stream);
+    device->ops->lighthouse_scatter(out, layer->sub_out, NULL, layer->positions, shape, device->stream);
 }
 
 // --- backward ------------------------------------------------------------------------------------------
@@ -173,7 +174,8 @@ void lighthouse_backward(Device *device, const LighthouseShape *shape, const Att
     void *grad_gathered = scratch;
     void *grad_sub_out =
         (char *)scratch + 3 * sub_out_elements(shape) * (int64_t)storage_size(device->ops->storage);
-    device->ops->lighthouse_scatter_backward(grad_sub_out, grad_out, layer->positions, shape, device->stream);
+    device->ops->lighthouse_scatter_backward(grad_sub_out, grad_out, NULL, layer->positions, shape,
+                                             device->stream);
     attention_backward(device, inner, grad_gathered, grad_sub_out, layer->gathered, layer->sub_out,
                        layer->logsumexp, workspace);
     device->ops->lighthouse_gather_backward(grad_qkv, grad_gathered, layer->positions, angles, shape,

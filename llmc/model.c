@@ -135,6 +135,9 @@ void model_create(Model *model, Device *device, const ModelConfig *config, const
                                       s->attention_workspace_bound);
     if (model->lighthouse_layers > 0) {
         model->lighthouse = lighthouse_shape(&s->lighthouse, s->batch, s->seq_len, heads, kv_heads, dim);
+        char reason[512];
+        if (!device->ops->lighthouse_supported(&model->lighthouse, reason, sizeof(reason), device->stream))
+            fatal("%s (or train dense with --selection off)", reason);
         model->sub_attention = lighthouse_attention_plan(device, &model->lighthouse, s->deterministic,
                                                          s->attention_workspace_bound);
     }

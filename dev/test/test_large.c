@@ -225,7 +225,7 @@ static void lighthouse(void *argument) {
     check_close("the last coarsest entry", mean, tokens, (size_t)qkv_width, 4e-3);
 
     fill_tail(device, sub_out, s.entries, small, width);
-    ops->lighthouse_scatter(out, sub_out, positions, &s, device->stream);
+    ops->lighthouse_scatter(out, sub_out, NULL, positions, &s, device->stream);
     double *last_token =
         download(device, row_at(device, out, s.seq_len - 1, width), ops->storage, (size_t)width);
     double *last_entry =

@@ -620,10 +620,11 @@ static void gather_transposed(const Layer *l, void *out, const void *in) {
                                                l->device->stream);
 }
 static void scatter_map(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse_scatter(out, in, l->layer.positions, &l->shape, l->device->stream);
+    l->device->ops->lighthouse_scatter(out, in, NULL, l->layer.positions, &l->shape, l->device->stream);
 }
 static void scatter_transposed(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse_scatter_backward(out, in, l->layer.positions, &l->shape, l->device->stream);
+    l->device->ops->lighthouse_scatter_backward(out, in, NULL, l->layer.positions, &l->shape,
+                                                l->device->stream);
 }
 
 // <map(x), y> = <x, transposed(y)> for x in `in` and y in `out`, both memory of the layer. With y = x' mapped
