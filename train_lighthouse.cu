@@ -1,9 +1,10 @@
 // train_lighthouse: options → device → data → plan → build → loop.
-#include "llmc/communicator.h"
+#include "llmc/context.h"
 #include "llmc/dataset.h"
 #include "llmc/logger.h"
 #include "llmc/schedule.h"
 #include "llmc/training.h"
+#include "llmc/watchdog.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,14 +22,18 @@ extern "C" {
 // A run, from the first step to the last.
 typedef struct {
     Options options;
+    Communicator communicator;
     Device *device;
+    Collectives *collectives;
     Dataset train, validation;
     Training training;
     Schedule schedule;
     Progress progress;
     Logger logger;
     double flops_per_token;
-    int32_t *inputs, *targets; // [batch_size, seq_len], on the host
+    // On the host: what this process takes of a micro-step's sequences, and one whole sequence.
+    int32_t *inputs, *targets; // [batch_size, seq_len / cp]
+    int32_t *whole_inputs, *whole_targets;
 } Run;
 
 static double now(void) {
@@ -40,14 +45,14 @@ static double now(void) {
 // --- options, device, data ------------------------------------------------------------------------------
 
 // The command line, over what the checkpoint to resume recorded. The checkpoint's path is NULL for a new run.
-static Options resolve_options(int argc, char **argv, Checkpoint *checkpoint) {
+static Options resolve_options(int argc, char **argv, int processes, Checkpoint *checkpoint) {
     Options options = options_parse(argc, argv, NULL);
     memset(checkpoint, 0, sizeof(*checkpoint));
     if (options.resume[0]) {
         *checkpoint = checkpoint_open(options.resume, options.out);
         options = options_parse(argc, argv, checkpoint->options);
     }
-    options_check(&options);
+    options_check(&options, processes);
     char *latest = format_string("%s/latest", options.out);
     if (!options.resume[0] && !options.plan && access(latest, F_OK) == 0)
         fatal("--out %s already holds checkpoints; go on with --resume latest, or choose another directory",
@@ -56,24 +61,45 @@ static Options resolve_options(int argc, char **argv, Checkpoint *checkpoint) {
     return options;
 }
 
+// Rank 0 goes first: what is wrong with the options is said once.
+static void settle_options(Run *run, int argc, char **argv, Checkpoint *checkpoint) {
+    const Communicator *communicator = &run->communicator;
+    if (communicator->rank == 0) run->options = resolve_options(argc, argv, communicator->size, checkpoint);
+    communicator_barrier(communicator, "rank 0's look at the options");
+    if (communicator->rank > 0) run->options = resolve_options(argc, argv, communicator->size, checkpoint);
+    communicator_divide(&run->communicator, (int)run->options.cp);
+}
+
+// The tokens of each sequence that this process holds.
+static int64_t tokens_here(const Run *run) {
+    return run->options.seq_len / run->options.cp;
+}
+
+static int32_t *allocate_tokens(int64_t count) {
+    return (int32_t *)host_allocate((size_t)count, sizeof(int32_t), "a batch");
+}
+
 static void open_data(Run *run) {
     const Options *o = &run->options;
     run->train = dataset_open("--train-data", o->train_data, o->seq_len, o->config.vocab_size);
     if (o->val_data[0] && o->val_every > 0)
         run->validation = dataset_open("--val-data", o->val_data, o->seq_len, o->config.vocab_size);
-    const size_t tokens = (size_t)(o->batch_size * o->seq_len);
-    run->inputs = (int32_t *)host_allocate(tokens, sizeof(int32_t), "a batch");
-    run->targets = (int32_t *)host_allocate(tokens, sizeof(int32_t), "a batch");
+    run->inputs = allocate_tokens(o->batch_size * tokens_here(run));
+    run->targets = allocate_tokens(o->batch_size * tokens_here(run));
+    run->whole_inputs = allocate_tokens(o->seq_len);
+    run->whole_targets = allocate_tokens(o->seq_len);
 }
 
 // --- what a run shows first ------------------------------------------------------------------------------
 
 static void print_attention(const Run *run) {
     const Model *model = &run->training.model;
+    const int64_t ranks = run->options.cp;
     if (model->lighthouse_layers > 0)
         printf("attention: %ld Lighthouse layers on %ld of %ld entries, %ld dense layers\n",
-               (long)model->lighthouse_layers, (long)model->lighthouse.entries,
-               (long)model->lighthouse.pyramid, (long)(model->config.layers - model->lighthouse_layers));
+               (long)model->lighthouse_layers, (long)(model->lighthouse.entries * ranks),
+               (long)(model->lighthouse.pyramid * ranks),
+               (long)(model->config.layers - model->lighthouse_layers));
     else
         printf("attention: dense in all layers\n");
     if (run->options.selection && model->lighthouse_layers == 0)
@@ -85,6 +111,10 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
     const FlopsPerToken flops = training_flops(&run->training);
     options_print(o, checkpoint->options);
     printf("device: %s\n", run->device->name);
+    if (run->communicator.size > 1)
+        printf("processes: %d, %ld for each sequence; %ld sequences at a time, %ld micro-steps a step\n",
+               run->communicator.size, (long)o->cp, (long)(run->communicator.size / o->cp * o->batch_size),
+               (long)options_micro_steps(o, run->communicator.size));
     printf("model: %.1fM parameters, %s\n", 1e-6 * (double)run->training.model.parameters.model_size,
            o->dtype);
     printf("work: %.3f GFLOP per token: %.3f linear, %.3f attention\n",
@@ -94,7 +124,7 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
         printf("data: %ld samples of %ld tokens in %d shards; a step takes %ld\n", (long)run->train.samples,
                (long)o->seq_len, run->train.shard_count, (long)o->global_batch);
     plan_print(&run->training.plan, run->device);
-    if (o->plan) training_print_levels(run->device, o);
+    if (o->plan) training_print_levels(run->collectives, o);
     printf("recompute: %s\n", recompute_name(run->training.model.settings.recompute));
     if (checkpoint->path)
         printf("resuming %s: step %ld of %ld\n", checkpoint->path, (long)checkpoint->progress.step,
@@ -118,14 +148,14 @@ static void build(Run *run, const Checkpoint *checkpoint) {
                         steps->valuestring, o->lr_schedule);
         }
     } else {
-        optimizer_initialize(&run->training.optimizer, &run->training.model, (uint64_t)o->seed);
+        optimizer_initialize(&run->training.optimizer, (uint64_t)o->seed);
     }
     Schedule schedule = {
         schedule_kind(o->lr_schedule), o->lr, o->final_lr_frac, o->decay_frac, o->warmup_steps, o->steps};
     run->schedule = schedule;
     const FlopsPerToken flops = training_flops(&run->training);
     run->flops_per_token = flops.linear + flops.attention;
-    run->logger = logger_open(o->out, run->progress.step);
+    if (run->communicator.rank == 0) run->logger = logger_open(o->out, run->progress.step);
 }
 
 // --- loop -----------------------------------------------------------------------------------------------
@@ -134,10 +164,31 @@ static void build(Run *run, const Checkpoint *checkpoint) {
 // in_order simply the samples from `first` on.
 static void read_batch(Run *run, const Dataset *data, int64_t first, bool in_order) {
     const Options *o = &run->options;
+    const Group context = run->communicator.groups[GROUP_CONTEXT];
+    const int64_t tokens = tokens_here(run);
     for (int64_t row = 0; row < o->batch_size; row++) {
         const int64_t sample =
             in_order ? (first + row) % data->samples : dataset_order(data, (uint64_t)o->seed, first + row);
-        dataset_read(data, sample, run->inputs + row * o->seq_len, run->targets + row * o->seq_len);
+        dataset_read(data, sample, run->whole_inputs, run->whole_targets);
+        context_slice(run->inputs + row * tokens, run->whole_inputs, context, tokens);
+        context_slice(run->targets + row * tokens, run->whole_targets, context, tokens);
+    }
+}
+
+// The gradients of this process's share of the global batch; those of the last micro-step are summed over all
+// while they are made.
+static void accumulate(Run *run) {
+    const Options *o = &run->options;
+    const Group data = run->communicator.groups[GROUP_DATA];
+    const int64_t micro_steps = options_micro_steps(o, run->communicator.size);
+    const double tokens = (double)o->global_batch * (double)o->seq_len;
+    const GradientsReady reduction = optimizer_reduction(&run->training.optimizer);
+    model_zero_gradients(&run->training.model);
+    for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
+        const int64_t batch = micro_step * data.size + data.rank;
+        read_batch(run, &run->train, run->progress.samples + batch * o->batch_size, false);
+        model_accumulate(&run->training.model, micro_step, run->inputs, run->targets, 1 / tokens,
+                         micro_step + 1 == micro_steps ? &reduction : NULL);
     }
 }
 
@@ -145,38 +196,38 @@ static void read_batch(Run *run, const Dataset *data, int64_t first, bool in_ord
 // learning_rate.
 static void train_step(Run *run, StepReport *report) {
     const Options *o = &run->options;
-    const int64_t micro_steps = o->global_batch / o->batch_size;
     const double tokens = (double)o->global_batch * (double)o->seq_len;
-    model_zero_gradients(&run->training.model);
-    for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
-        read_batch(run, &run->train, run->progress.samples + micro_step * o->batch_size, false);
-        model_accumulate(&run->training.model, micro_step, run->inputs, run->targets, 1 / tokens);
-    }
+    accumulate(run);
     report->learning_rate = schedule_learning_rate(&run->schedule, run->progress.step);
-    report->loss = model_losses(&run->training.model) / tokens;
-    report->grad_norm = optimizer_grad_norm(&run->training.optimizer, &run->training.model);
+    double loss = model_losses(&run->training.model);
+    communicator_sum(&run->communicator, &loss, 1, "the step's loss");
+    report->loss = loss / tokens;
+    report->grad_norm = optimizer_grad_norm(&run->training.optimizer, NULL);
     if (!isfinite(report->loss) || !isfinite(report->grad_norm))
         fatal("step %ld: loss %g, gradient norm %g; nothing was updated, and earlier checkpoints are "
               "untouched; "
               "a lower --lr or a look at samples %ld to %ld may help",
               (long)run->progress.step + 1, report->loss, report->grad_norm, (long)run->progress.samples,
               (long)(run->progress.samples + o->global_batch - 1));
-    optimizer_update(&run->training.optimizer, &run->training.model, run->progress.step + 1,
-                     report->learning_rate, report->grad_norm);
+    optimizer_update(&run->training.optimizer, run->progress.step + 1, report->learning_rate,
+                     report->grad_norm);
     run->device->synchronize(run->device);
     run->progress.step++;
     run->progress.samples += o->global_batch;
 }
 
-// The mean loss per token over the same first samples of the validation data every time.
+// The mean loss per token over the same first samples of the validation data every time, which the
+// data-parallel groups divide.
 static double validate(Run *run, bool selection) {
     const Options *o = &run->options;
+    const Group data = run->communicator.groups[GROUP_DATA];
     const int64_t batches = min_i64(o->val_batches, divide_up(run->validation.samples, o->batch_size));
     double loss = 0;
-    for (int64_t batch = 0; batch < batches; batch++) {
+    for (int64_t batch = data.rank; batch < batches; batch += data.size) {
         read_batch(run, &run->validation, batch * o->batch_size, true);
         loss += model_evaluate(&run->training.model, run->inputs, run->targets, selection);
     }
+    communicator_sum(&run->communicator, &loss, 1, "the validation loss");
     return loss / ((double)(batches * o->batch_size) * (double)o->seq_len);
 }
 
@@ -209,10 +260,10 @@ static void report_step(Run *run, StepReport *report) {
     report->selection = run->training.model.lighthouse_layers > 0;
     report->tokens = (double)o->global_batch * (double)o->seq_len;
     report->memory = (double)(total_bytes - free_bytes);
-    report->mfu = run->device->peak_flops > 0
-                      ? run->flops_per_token * report->tokens / report->seconds / run->device->peak_flops
-                      : NAN;
-    logger_step(&run->logger, report, report->step % o->log_every == 0 || report->step == o->steps);
+    const double peak = run->device->peak_flops * run->communicator.size;
+    report->mfu = peak > 0 ? run->flops_per_token * report->tokens / report->seconds / peak : NAN;
+    if (run->communicator.rank == 0)
+        logger_step(&run->logger, report, report->step % o->log_every == 0 || report->step == o->steps);
 }
 
 static void train(Run *run) {
@@ -238,26 +289,25 @@ static void train(Run *run) {
 }
 
 static void close_run(Run *run) {
-    logger_close(&run->logger);
+    if (run->communicator.rank == 0) logger_close(&run->logger);
     training_free(&run->training);
     dataset_close(&run->train);
     dataset_close(&run->validation);
-    free(run->inputs);
-    free(run->targets);
-    run->device->destroy(run->device);
+    int32_t *const tokens[] = {run->inputs, run->targets, run->whole_inputs, run->whole_targets};
+    for (size_t i = 0; i < COUNT_OF(tokens); i++) free(tokens[i]);
 }
 
 int main(int argc, char **argv) {
     static Run run; // the plan keeps addresses inside it
     Checkpoint checkpoint;
-    run.options = resolve_options(argc, argv, &checkpoint);
-    Communicator communicator = communicator_create(&argc, &argv);
-    if (communicator.size != 1)
-        fatal("%d processes were started: this program trains in one; start it without mpirun -np %d",
-              communicator.size, communicator.size);
-    run.device = training_open_device(&run.options);
+    run.communicator = communicator_create(&argc, &argv);
+    settle_options(&run, argc, argv, &checkpoint);
+    run.device = training_open_device(&run.options, &run.communicator);
+    run.collectives = collectives_create(run.device, &run.communicator);
+    if (run.communicator.size > 1)
+        watchdog_start(run.options.collective_timeout, run.collectives->look, run.collectives);
     if (!run.options.plan) open_data(&run);
-    training_plan(&run.training, run.device, &run.options);
+    training_plan(&run.training, run.collectives, &run.options);
     print_start(&run, &checkpoint);
     if (!run.options.plan) {
         build(&run, &checkpoint);
@@ -265,6 +315,9 @@ int main(int argc, char **argv) {
         close_run(&run);
     }
     if (checkpoint.path) checkpoint_close(&checkpoint);
-    communicator_destroy(&communicator);
+    watchdog_stop();
+    collectives_destroy(run.collectives);
+    run.device->destroy(run.device);
+    communicator_destroy(&run.communicator);
     return 0;
 }

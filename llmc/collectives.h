@@ -50,7 +50,8 @@ void collectives_reduce_scatter(Collectives *collectives, GroupKind group, void 
 void collectives_all_gather(Collectives *collectives, GroupKind group, void *buffer, size_t bytes,
                             const char *what);
 
-// Sends and receives together. At most one message goes from a rank to another, or to itself.
+// Sends and receives together. Several messages from one rank to another (or to itself) are received in the
+// order they are listed.
 void collectives_exchange(Collectives *collectives, GroupKind group, const Message *sends, int send_count,
                           const Message *receives, int receive_count, const char *what);
 

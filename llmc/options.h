@@ -37,6 +37,8 @@ typedef struct {
     // device
     const char *device, *dtype, *recompute;
     bool plan, deterministic;
+    // parallel
+    int64_t cp, zero, collective_timeout;
 } Options;
 
 // The options of a command line, over those that a checkpoint recorded (`recorded`, or NULL), over the
@@ -46,8 +48,11 @@ Options options_parse(int argc, char **argv, const struct cJSON *recorded);
 
 LighthouseSettings options_lighthouse(const Options *options);
 
-// Refuses options that do not go together.
-void options_check(const Options *options);
+// Refuses options that do not go together, or not with so many processes.
+void options_check(const Options *options, int processes);
+
+// How many micro-steps an optimizer step takes with so many processes.
+int64_t options_micro_steps(const Options *options, int processes);
 
 // Sets dense[config.layers] from dense_layers.
 void options_dense_layers(const Options *options, bool *dense);

@@ -2,6 +2,7 @@
 // the ceilings measured in the same run. The last line holds the result as JSON, for context.py.
 //
 //   step [options of train_lighthouse]     for example: step --seq-len 32768 --topk 2048 --recompute none
+//   mpirun -np 2 step --cp 2 …             on several GPUs: all that they train at a time, gradients summed
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed.
 #include "../../llmc/training.h"
@@ -20,15 +21,17 @@ typedef struct {
 static void forward_backward(void *context) {
     Bench *b = (Bench *)context;
     const ModelSettings *settings = &b->training.model.settings;
+    const GradientsReady reduction = optimizer_reduction(&b->training.optimizer);
     model_accumulate(&b->training.model, 0, b->inputs, b->targets,
-                     1.0 / (double)(settings->batch * settings->seq_len));
+                     1.0 / (double)(settings->batch * settings->seq_len), &reduction);
+    collectives_finish(b->training.collectives);
     b->training.device->synchronize(b->training.device);
 }
 
 static void optimizer_step(void *context) {
     Bench *b = (Bench *)context;
     Training *t = &b->training;
-    optimizer_update(&t->optimizer, &t->model, 1, 1e-5, optimizer_grad_norm(&t->optimizer, &t->model));
+    optimizer_update(&t->optimizer, 1, 1e-5, optimizer_grad_norm(&t->optimizer, NULL));
     model_zero_gradients(&t->model);
     t->device->synchronize(t->device);
 }
@@ -61,22 +64,25 @@ static double gib_in_use(Device *device) {
 
 static void print_step(const Training *t, const Options *o, double step, double update, double used) {
     const FlopsPerToken flops = training_flops(t);
-    const double tokens = (double)(o->batch_size * o->seq_len),
+    const int processes = t->collectives->communicator->size;
+    const double tokens = (double)(o->global_batch * o->seq_len),
                  work = (flops.linear + flops.attention) * tokens;
+    if (processes > 1) printf("%d GPUs, %ld for each sequence: ", processes, (long)o->cp);
     printf("%s, %ld x %ld tokens, %ld Lighthouse layers on %ld entries, recompute %s, deterministic %s\n",
-           o->model, (long)o->batch_size, (long)o->seq_len, (long)t->model.lighthouse_layers,
-           (long)t->model.lighthouse.entries, recompute_name(t->model.settings.recompute),
+           o->model, (long)o->global_batch, (long)o->seq_len, (long)t->model.lighthouse_layers,
+           (long)(t->model.lighthouse.entries * o->cp), recompute_name(t->model.settings.recompute),
            o->deterministic ? "on" : "off");
     printf("%.1f ms forward and backward, %.2f ms optimizer step: "
            "%.1fk tokens/s, %.1fk with an optimizer step every time\n",
            1e3 * step, 1e3 * update, 1e-3 * tokens / step, 1e-3 * tokens / (step + update));
     printf("%.0f TFLOP/s by count", 1e-12 * work / step);
-    if (t->device->peak_flops > 0) printf(", MFU %.1f%%", 100 * work / step / t->device->peak_flops);
+    if (t->device->peak_flops > 0)
+        printf(", MFU %.1f%%", 100 * work / step / (t->device->peak_flops * processes));
     printf("; %.2f GiB planned, %.2f GiB in use on the device\n", (double)t->plan.bytes / 0x1p30, used);
 }
 
 static void print_json(const Training *t, const Options *o, double step, double update, double used) {
-    const int64_t tokens = o->batch_size * o->seq_len;
+    const int64_t tokens = o->global_batch * o->seq_len;
     printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"tokens\": %ld, \"recompute\": \"%s\"", t->device->name,
            o->model, (long)tokens, recompute_name(t->model.settings.recompute));
     printf(", \"ms\": %.3f, \"optimizer_ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * step, 1e3 * update,
@@ -88,18 +94,22 @@ int main(int argc, char **argv) {
     static Bench b; // the plan keeps addresses inside it
     Options options = options_parse(argc, argv, NULL);
     options.plan = true; // needs no data
-    options_check(&options);
-    options.global_batch = options.batch_size;
+    Communicator communicator = communicator_create(&argc, &argv);
+    options.global_batch = options.batch_size * max_i64(communicator.size / options.cp, 1);
+    options_check(&options, communicator.size);
+    communicator_divide(&communicator, (int)options.cp);
     options.device = "cuda";
-    Device *device = training_open_device(&options);
+    Device *device = training_open_device(&options, &communicator);
+    Collectives *collectives = collectives_create(device, &communicator);
     const Ceilings ceilings = measure_ceilings(device);
-    training_plan(&b.training, device, &options);
+    training_plan(&b.training, collectives, &options);
     training_allocate(&b.training);
-    optimizer_initialize(&b.training.optimizer, &b.training.model, 1);
+    optimizer_initialize(&b.training.optimizer, 1);
     model_zero_gradients(&b.training.model);
     make_batch(&b);
     double step = median_seconds(forward_backward, &b, 1, 1);
-    if (step < long_step) step = median_seconds(forward_backward, &b, WARMUP, REPEATS);
+    if (communicator_all(&communicator, step < long_step, "the benchmark"))
+        step = median_seconds(forward_backward, &b, WARMUP, REPEATS);
     const double update = median_seconds(optimizer_step, &b, WARMUP, REPEATS);
     const double used = gib_in_use(device);
     print_step(&b.training, &options, step, update, used);
@@ -108,6 +118,8 @@ int main(int argc, char **argv) {
     training_free(&b.training);
     free(b.inputs);
     free(b.targets);
+    collectives_destroy(collectives);
     device->destroy(device);
+    communicator_destroy(&communicator);
     return 0;
 }

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0};
+static const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0, false};
 
 static Training *training_open(Device *device, const ModelConfig *config, const ModelSettings *settings,
                                const OptimizerSettings *optimizer) {
@@ -17,7 +17,7 @@ static Training *training_open(Device *device, const ModelConfig *config, const 
     model_create(&t->model, device, config, settings, &t->plan);
     optimizer_create(&t->optimizer, optimizer, &t->model, &t->plan);
     training_allocate(t);
-    optimizer_initialize(&t->optimizer, &t->model, 1);
+    optimizer_initialize(&t->optimizer, 1);
     return t;
 }
 
@@ -120,7 +120,8 @@ static void steps_match_pytorch(void *unused) {
                                          fixture_number(&file, "adamw.epsilon"),
                                          fixture_number(&file, "adamw.weight_decay"),
                                          false,
-                                         fixture_number(&file, "grad_clip")};
+                                         fixture_number(&file, "grad_clip"),
+                                         false};
     const int64_t micro_steps = (int64_t)fixture_number(&file, "micro_batches");
     int64_t rows, seq_len;
     int32_t *tokens = fixture_tokens(&file, "tokens", &rows, &seq_len);
@@ -139,9 +140,9 @@ static void steps_match_pytorch(void *unused) {
         for (int64_t micro = 0; micro < micro_steps; micro++) {
             const int64_t offset = micro * settings.batch * seq_len;
             model_accumulate(&t->model, micro, tokens + offset, targets + offset,
-                             1.0 / (double)(rows * seq_len));
+                             1.0 / (double)(rows * seq_len), NULL);
         }
-        const double grad_norm = optimizer_grad_norm(&t->optimizer, &t->model);
+        const double grad_norm = optimizer_grad_norm(&t->optimizer, NULL);
         check_number("loss", model_losses(&t->model) / (double)(rows * seq_len),
                      fixture_number(&file, step == 1 ? "loss" : "loss_2"));
         check_number("grad_norm", grad_norm, fixture_number(&file, step == 1 ? "grad_norm" : "grad_norm_2"));
@@ -151,8 +152,7 @@ static void steps_match_pytorch(void *unused) {
             free(expected);
             free(gradients);
         }
-        optimizer_update(&t->optimizer, &t->model, step, fixture_number(&file, "adamw.learning_rate"),
-                         grad_norm);
+        optimizer_update(&t->optimizer, step, fixture_number(&file, "adamw.learning_rate"), grad_norm);
         double *expected = fixture_parameters(&file, table, step == 1 ? "after_1." : "after_2.");
         double *after = download(device, t->model.weights, STORAGE_FLOAT64, (size_t)table->elements);
         check_parameters(table, after, expected, 1e-11);
@@ -231,7 +231,7 @@ static double *odd_weights(const ParameterTable *table) {
 
 static double accumulate(Training *t, const OddBatch *batch) {
     model_zero_gradients(&t->model);
-    model_accumulate(&t->model, 0, batch->inputs, batch->targets, 1.0 / ODD_ROWS);
+    model_accumulate(&t->model, 0, batch->inputs, batch->targets, 1.0 / ODD_ROWS, NULL);
     return model_losses(&t->model) / ODD_ROWS;
 }
 
@@ -347,7 +347,7 @@ static void accumulation_equals_a_larger_batch(void *argument) {
     model_zero_gradients(&parts->model);
     for (int64_t i = 0; i < ODD_BATCH; i++)
         model_accumulate(&parts->model, i, batch.inputs + i * ODD_SEQ_LEN, batch.targets + i * ODD_SEQ_LEN,
-                         1.0 / ODD_ROWS);
+                         1.0 / ODD_ROWS, NULL);
     const double parts_loss = model_losses(&parts->model) / ODD_ROWS;
     check_close("loss", &parts_loss, &loss, 1, 1e-6);
     double *expected = get_gradients(whole), *gradients = get_gradients(parts);
@@ -439,7 +439,7 @@ static void master_weights_collect_small_updates(void *argument) {
     double *before = download(device, t->optimizer.master, accumulator_of(t), count);
     for (int64_t step = 1; step <= 3; step++) {
         accumulate(t, &batch);
-        optimizer_update(&t->optimizer, &t->model, step, 1e-5, optimizer_grad_norm(&t->optimizer, &t->model));
+        optimizer_update(&t->optimizer, step, 1e-5, optimizer_grad_norm(&t->optimizer, NULL));
     }
     double *after = download(device, t->optimizer.master, accumulator_of(t), count);
     double *weights = download(device, t->model.weights, device->ops->storage, count);
@@ -489,7 +489,7 @@ static void pieces_equal_whole(void *argument) {
     const StorageType storage = device->ops->storage, accumulator = accumulator_type(storage);
     const int64_t batch = 2, seq_len = 331;
     const int heads = 6, kv_heads = 2, dim = 32;
-    AttentionPlan plan = attention_plan(device, batch, seq_len, heads, kv_heads, dim, true, SIZE_MAX);
+    AttentionPlan plan = attention_plan(device, batch, seq_len, heads, kv_heads, dim, true, SIZE_MAX, NULL);
     AttentionPlan cut = plan;
     cut.kv_heads_per_call = 1;
     cut.piece_len = 128;
