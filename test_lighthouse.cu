@@ -13,11 +13,31 @@ static void test_device(Device *device) {
     device->destroy(device);
 }
 
+// Under mpirun: the tests of several ranks, on the CPU or, with "cuda", on a GPU for each.
+static void test_ranks(const Communicator *communicator, bool cuda) {
+    static const StorageType types[] = {STORAGE_FLOAT64, STORAGE_FLOAT32, STORAGE_BFLOAT16};
+    test_on_all(communicator);
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        if (cuda && types[i] != STORAGE_BFLOAT16) continue;
+        Device *device = cuda ? cuda_device_create(communicator->local_rank % cuda_device_count())
+                              : cpu_device_create(types[i]);
+        test_parallel(device, communicator);
+        device->destroy(device);
+    }
+}
+
 // Without arguments everything; with "cpu" or "cuda" only the tests of that device's operations and steps,
 // and with words after it only those of them whose name contains one.
 int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : "";
     if (argc > 2) test_only(argc - 2, argv + 2);
+    Communicator communicator = communicator_create(&argc, &argv);
+    if (communicator.size > 1) {
+        test_ranks(&communicator, !strcmp(only, "cuda"));
+        const int status = test_summary();
+        communicator_destroy(&communicator);
+        return status;
+    }
     if (!only[0]) {
         test_common();
         test_options();

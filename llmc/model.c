@@ -280,7 +280,8 @@ static void attention_steps(Model *model, int64_t layer, Pass pass) {
     const LighthouseShape *shape = &model->lighthouse;
     const LighthouseLayer buffers = model_lighthouse_layer(model, layer);
     if (makes(pass, ACT_GATHERED)) project_qkv(model, layer, makes(pass, ACT_POSITIONS));
-    if (makes(pass, ACT_POSITIONS)) lighthouse_select(model->device, shape, &buffers, model->scores);
+    if (makes(pass, ACT_POSITIONS) && !model->selection_given)
+        lighthouse_select(model->device, shape, &buffers, model->scores);
     if (makes(pass, ACT_GATHERED)) lighthouse_gather(model->device, shape, &buffers, qkv);
     if (makes(pass, ACT_SUB_OUT))
         lighthouse_attend(model->device, &model->sub_attention, &buffers, model->attention_workspace);

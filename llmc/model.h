@@ -29,6 +29,7 @@ typedef struct {
     ModelSettings settings; // without dense_layers: layer_kinds has them
     ParameterTable parameters;
     LayerKind *layer_kinds;      // [layers], in training
+    bool selection_given;        // layers take the selection that they hold instead of selecting: for tests
     int64_t lighthouse_layers;   // how many are LAYER_LIGHTHOUSE
     AttentionPlan attention;     // of dense layers
     LighthouseShape lighthouse;  // of Lighthouse layers

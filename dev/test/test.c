@@ -14,10 +14,15 @@ static int passed, failed, failed_checks;
 static uint64_t random_counter;
 static int only_count;
 static char **only_words;
+static const Communicator *ranks; // that run the tests together; NULL: this process alone
 
 void test_only(int count, char **words) {
     only_count = count;
     only_words = words;
+}
+
+void test_on_all(const Communicator *communicator) {
+    ranks = communicator;
 }
 
 static bool is_wanted(const char *name) {
@@ -30,20 +35,20 @@ void test_run(const char *name, void (*test)(void *argument), void *argument) {
     if (!is_wanted(name)) return;
     failed_checks = 0;
     test(argument);
-    if (failed_checks == 0) {
-        passed++;
-    } else {
-        failed++;
-    }
-    printf("%s %s\n", failed_checks == 0 ? "ok  " : "FAIL", name);
+    const bool passes = ranks ? communicator_all(ranks, failed_checks == 0, name) : failed_checks == 0;
+    passed += passes;
+    failed += !passes;
+    printf("%s %s\n", passes ? "ok  " : "FAIL", name);
     fflush(stdout);
 }
 
 static void print_failure(const char *format, va_list arguments) {
+    FILE *file = ranks && ranks->rank > 0 ? stderr : stdout; // other ranks have no standard output
     failed_checks++;
-    printf("     ");
-    vprintf(format, arguments);
-    printf("\n");
+    fprintf(file, "     ");
+    if (ranks) fprintf(file, "rank %d: ", ranks->rank);
+    vfprintf(file, format, arguments);
+    fprintf(file, "\n");
 }
 
 void check(bool holds, const char *format, ...) {

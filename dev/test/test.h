@@ -1,5 +1,6 @@
 // The self-test's harness: named tests made of checks, and a count of how they went.
 #pragma once
+#include "../../llmc/communicator.h"
 #include "../../llmc/device.h"
 
 #ifdef __cplusplus
@@ -8,6 +9,9 @@ extern "C" {
 
 // From here on only tests whose name contains one of these words run; with a count of 0 all do.
 void test_only(int count, char **words);
+
+// From here on all ranks run the same tests together: one passes if it does on every rank, and rank 0 counts.
+void test_on_all(const Communicator *communicator);
 
 // Runs one test; it passes if none of its checks failed. `argument` is handed on.
 void test_run(const char *name, void (*test)(void *argument), void *argument);
@@ -46,6 +50,7 @@ void test_ops(Device *device);
 void test_lighthouse(Device *device);
 void test_model(Device *device);
 void test_large(Device *device);
+void test_parallel(Device *device, const Communicator *communicator);
 
 #ifdef __cplusplus
 }
