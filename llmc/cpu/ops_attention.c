@@ -295,7 +295,7 @@ static void merge_query(accumulator_t *sum, accumulator_t *logsumexp, const stor
                         int64_t head_dim, bool first) {
     const accumulator_t a = first ? -INFINITY : *logsumexp;
     const accumulator_t ratio = a == b ? 1 : exp(-fabs(a - b)); // also if both are -infinity
-    const accumulator_t larger = 1 / (1 + ratio), smaller = ratio / (1 + ratio);
+    const accumulator_t larger = 1 / (1 + ratio), smaller = ratio * larger;
     const accumulator_t keep = a > b ? larger : smaller, add = a > b ? smaller : larger;
     for (int64_t d = 0; d < head_dim; d++) {
         const accumulator_t before = a == -INFINITY ? 0 : keep * sum[d];
