@@ -2,7 +2,9 @@
 // the ceilings measured in the same run. The last line holds the result as JSON, for context.py.
 //
 //   step [options of train_lighthouse]     for example: step --seq-len 32768 --topk 2048 --recompute none
-//   mpirun -np 2 step --cp 2 …             on several GPUs: all that they train at a time, gradients summed
+//   step brief [options]                   without the table
+//   mpirun -np 2 step --cp 2 …             on several GPUs: all that they train at a time, gradients summed;
+//                                          and how much of what they exchange is hidden behind the rest
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed.
 #include "../../llmc/training.h"
@@ -46,6 +48,102 @@ static void profile_step(Bench *b, const Ceilings *ceilings) {
     print_operations(rows, count, ceilings);
     free(rows);
 }
+
+// --- what several GPUs exchange ---------------------------------------------------------------------------
+
+// The collective operations of a step, in place of being done: by their kind, to be done later on their own.
+typedef struct {
+    enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } kind;
+    GroupKind group;
+    void *buffer;
+    int64_t size; // elements or bytes of a rank
+    Message sends[2], receives[2];
+    int send_count, receive_count;
+} Call;
+
+static struct {
+    Call calls[4096];
+    int count;
+    bool records;
+} log_of_calls;
+
+static void add_call(Call call) {
+    if (!log_of_calls.records) return;
+    if (log_of_calls.count == (int)COUNT_OF(log_of_calls.calls))
+        fatal("a step has more collective operations");
+    log_of_calls.calls[log_of_calls.count++] = call;
+}
+
+static void log_reduce_scatter(Collectives *, GroupKind group, void *buffer, int64_t count, const char *) {
+    Call call = {};
+    call.kind = Call::REDUCE_SCATTER;
+    call.group = group;
+    call.buffer = buffer;
+    call.size = count;
+    add_call(call);
+}
+
+static void log_all_gather(Collectives *, GroupKind group, void *buffer, size_t bytes, const char *) {
+    Call call = {};
+    call.kind = Call::ALL_GATHER;
+    call.group = group;
+    call.buffer = buffer;
+    call.size = (int64_t)bytes;
+    add_call(call);
+}
+
+static void log_exchange(Collectives *, GroupKind group, const Message *sends, int send_count,
+                         const Message *receives, int receive_count, const char *) {
+    Call call = {};
+    call.kind = Call::EXCHANGE;
+    call.group = group;
+    for (int i = 0; i < send_count; i++) call.sends[i] = sends[i];
+    for (int i = 0; i < receive_count; i++) call.receives[i] = receives[i];
+    call.send_count = send_count;
+    call.receive_count = receive_count;
+    add_call(call);
+}
+
+static void log_finish(Collectives *) {}
+
+static void do_logged_calls(void *context) {
+    Collectives *collectives = ((Bench *)context)->training.collectives;
+    for (int i = 0; i < log_of_calls.count; i++) {
+        const Call *c = &log_of_calls.calls[i];
+        if (c->kind == Call::REDUCE_SCATTER)
+            collectives_reduce_scatter(collectives, c->group, c->buffer, c->size, "the benchmark");
+        else if (c->kind == Call::ALL_GATHER)
+            collectives_all_gather(collectives, c->group, c->buffer, (size_t)c->size, "the benchmark");
+        else
+            collectives_exchange(collectives, c->group, c->sends, c->send_count, c->receives,
+                                 c->receive_count, "the benchmark");
+    }
+    collectives_finish(collectives);
+    collectives->device->synchronize(collectives->device);
+}
+
+// The step without its collective operations, and those without the rest: what is hidden of them is what the
+// whole step takes less than both together.
+static void print_overlap(Bench *b, double step) {
+    Collectives *collectives = b->training.collectives;
+    const Collectives real = *collectives;
+    collectives->reduce_scatter = log_reduce_scatter;
+    collectives->all_gather = log_all_gather;
+    collectives->exchange = log_exchange;
+    collectives->finish = log_finish;
+    log_of_calls.records = true;
+    forward_backward(b);
+    log_of_calls.records = false;
+    const double without = median_seconds(forward_backward, b, 0, step < long_step ? REPEATS : 1);
+    *collectives = real;
+    const double alone = median_seconds(do_logged_calls, b, 1, REPEATS);
+    const double exposed = step - without;
+    printf("%d collective operations: %.1f ms on their own, of which %.1f ms are not hidden; %.1f ms without "
+           "them\n",
+           log_of_calls.count, 1e3 * alone, 1e3 * exposed, 1e3 * without);
+}
+
+// --- what is printed ------------------------------------------------------------------------------------
 
 // A batch of bytes, as text prepared by dev/data has them.
 static void make_batch(Bench *b) {
@@ -92,6 +190,10 @@ static void print_json(const Training *t, const Options *o, double step, double 
 
 int main(int argc, char **argv) {
     static Bench b; // the plan keeps addresses inside it
+    const bool brief = argc > 1 && !strcmp(argv[1], "brief");
+    if (brief) argv[1] = argv[0];
+    argc -= brief;
+    argv += brief;
     Options options = options_parse(argc, argv, NULL);
     options.plan = true; // needs no data
     Communicator communicator = communicator_create(&argc, &argv);
@@ -113,7 +215,8 @@ int main(int argc, char **argv) {
     const double update = median_seconds(optimizer_step, &b, WARMUP, REPEATS);
     const double used = gib_in_use(device);
     print_step(&b.training, &options, step, update, used);
-    profile_step(&b, &ceilings);
+    if (communicator.size > 1) print_overlap(&b, step);
+    if (!brief) profile_step(&b, &ceilings);
     print_json(&b.training, &options, step, update, used);
     training_free(&b.training);
     free(b.inputs);
