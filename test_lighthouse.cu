@@ -13,10 +13,13 @@ static void test_device(Device *device) {
     device->destroy(device);
 }
 
-// Under mpirun: the tests of several ranks, on the CPU or, with "cuda", on a GPU for each.
+// What several processes do together, in each of them: mpirun -np 4 ./test_lighthouse. On the CPU or, with
+// "cuda", on a GPU for each.
 static void test_ranks(const Communicator *communicator, bool cuda) {
     static const StorageType types[] = {STORAGE_FLOAT64, STORAGE_FLOAT32, STORAGE_BFLOAT16};
-    test_on_all(communicator);
+    printf("--- %d processes\n", communicator->size);
+    test_together(communicator);
+    if (!cuda) test_parallel_checkpoint(communicator);
     for (size_t i = 0; i < COUNT_OF(types); i++) {
         if (cuda && types[i] != STORAGE_BFLOAT16) continue;
         Device *device = cuda ? cuda_device_create(communicator->local_rank % cuda_device_count())
@@ -54,5 +57,6 @@ int main(int argc, char **argv) {
         else
             printf("--- no CUDA device: its operations are not tested here\n");
     }
+    communicator_destroy(&communicator);
     return test_summary();
 }

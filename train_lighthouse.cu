@@ -2,6 +2,7 @@
 #include "llmc/context.h"
 #include "llmc/dataset.h"
 #include "llmc/logger.h"
+#include "llmc/saver.h"
 #include "llmc/schedule.h"
 #include "llmc/training.h"
 #include "llmc/watchdog.h"
@@ -30,6 +31,7 @@ typedef struct {
     Schedule schedule;
     Progress progress;
     Logger logger;
+    Saver *saver;
     double flops_per_token;
     // On the host: what this process takes of a micro-step's sequences, and one whole sequence.
     int32_t *inputs, *targets; // [batch_size, seq_len / cp]
@@ -44,30 +46,37 @@ static double now(void) {
 
 // --- options, device, data ------------------------------------------------------------------------------
 
-// The command line, over what the checkpoint to resume recorded. The checkpoint's path is NULL for a new run.
-static Options resolve_options(int argc, char **argv, int processes, Checkpoint *checkpoint) {
-    Options options = options_parse(argc, argv, NULL);
-    memset(checkpoint, 0, sizeof(*checkpoint));
-    if (options.resume[0]) {
-        *checkpoint = checkpoint_open(options.resume, options.out);
-        options = options_parse(argc, argv, checkpoint->options);
-    }
-    options_check(&options, processes);
-    char *latest = format_string("%s/latest", options.out);
-    if (!options.resume[0] && !options.plan && access(latest, F_OK) == 0)
+// What only rank 0 looks at: what is wrong with the options is said once.
+static void check_options(const Run *run) {
+    const Options *o = &run->options;
+    options_check(o, run->communicator.size);
+    char *latest = format_string("%s/latest", o->out);
+    if (!o->resume[0] && !o->plan && access(latest, F_OK) == 0)
         fatal("--out %s already holds checkpoints; go on with --resume latest, or choose another directory",
-              options.out);
+              o->out);
     free(latest);
-    return options;
 }
 
-// Rank 0 goes first: what is wrong with the options is said once.
-static void settle_options(Run *run, int argc, char **argv, Checkpoint *checkpoint) {
+// The command line, over what the checkpoint to resume recorded (NULL: nothing); rank 0 goes first.
+static void parse_options(Run *run, int argc, char **argv, const cJSON *recorded, bool check) {
     const Communicator *communicator = &run->communicator;
-    if (communicator->rank == 0) run->options = resolve_options(argc, argv, communicator->size, checkpoint);
+    if (communicator->rank == 0) {
+        run->options = options_parse(argc, argv, recorded);
+        if (check) check_options(run);
+    }
     communicator_barrier(communicator, "rank 0's look at the options");
-    if (communicator->rank > 0) run->options = resolve_options(argc, argv, communicator->size, checkpoint);
-    communicator_divide(&run->communicator, (int)run->options.cp);
+    if (communicator->rank > 0) run->options = options_parse(argc, argv, recorded);
+}
+
+// The checkpoint's path is NULL for a new run.
+static void settle_options(Run *run, int argc, char **argv, Checkpoint *checkpoint) {
+    memset(checkpoint, 0, sizeof(*checkpoint));
+    parse_options(run, argc, argv, NULL, false);
+    const Options *o = &run->options;
+    if (o->verify_checkpoint[0]) return;
+    if (o->resume[0]) *checkpoint = checkpoint_open(&run->communicator, o->resume, o->out);
+    parse_options(run, argc, argv, checkpoint->options, true);
+    communicator_divide(&run->communicator, (int)o->cp);
 }
 
 // The tokens of each sequence that this process holds.
@@ -156,6 +165,7 @@ static void build(Run *run, const Checkpoint *checkpoint) {
     const FlopsPerToken flops = training_flops(&run->training);
     run->flops_per_token = flops.linear + flops.attention;
     if (run->communicator.rank == 0) run->logger = logger_open(o->out, run->progress.step);
+    run->saver = saver_create(&run->communicator, o->async_save);
 }
 
 // --- loop -----------------------------------------------------------------------------------------------
@@ -241,12 +251,25 @@ static void validate_step(Run *run, StepReport *report) {
     if (selects && strcmp(o->val_selection, "same") != 0) report->validation_dense = validate(run, false);
 }
 
+// What became of a save. A failure ends the run if --on-save-error says so or no further save will follow.
+static void settle_save(Run *run, SaveOutcome outcome, bool last) {
+    const bool ends = outcome == SAVE_FAILED && (last || !strcmp(run->options.on_save_error, "stop"));
+    const char *message = saver_message(run->saver);
+    if (outcome == SAVE_NONE || !message[0]) return;
+    if (ends && run->communicator.rank == 0) fatal("%s", message);
+    if (ends) communicator_barrier(&run->communicator, "the end after a checkpoint that failed");
+    if (run->communicator.rank == 0)
+        warning("%s%s", message, outcome == SAVE_FAILED ? "; training goes on without it" : "");
+}
+
 static void save(Run *run) {
     const Options *o = &run->options;
+    settle_save(run, saver_finish(run->saver), false);
     const TrainingState state = training_state(&run->training);
-    const Retention retention = {o->keep, o->keep_every};
     cJSON *record = options_record(o);
-    checkpoint_save(o->out, &state, &run->progress, record, o->seq_len, o->separator_token, &retention);
+    const SaveRequest request = {o->out,     run->progress,      record,
+                                 o->seq_len, o->separator_token, {o->keep, o->keep_every}};
+    saver_begin(run->saver, &state, &request);
     cJSON_Delete(record);
 }
 
@@ -283,13 +306,16 @@ static void train(Run *run) {
         report_step(run, &report);
         const bool last = run->progress.step == o->steps;
         if (last || (o->save_every > 0 && run->progress.step % o->save_every == 0)) save(run);
+        if (!last) settle_save(run, saver_poll(run->saver), false);
     }
+    settle_save(run, saver_finish(run->saver), true);
     if (run->progress.step > 0)
         printf("done: %ld steps; the model is in %s\n", (long)run->progress.step, o->out);
 }
 
 static void close_run(Run *run) {
     if (run->communicator.rank == 0) logger_close(&run->logger);
+    saver_destroy(run->saver);
     training_free(&run->training);
     dataset_close(&run->train);
     dataset_close(&run->validation);
@@ -302,6 +328,11 @@ int main(int argc, char **argv) {
     Checkpoint checkpoint;
     run.communicator = communicator_create(&argc, &argv);
     settle_options(&run, argc, argv, &checkpoint);
+    if (run.options.verify_checkpoint[0]) {
+        printf("%s\n", checkpoint_verify(run.options.verify_checkpoint));
+        communicator_destroy(&run.communicator);
+        return 0;
+    }
     run.device = training_open_device(&run.options, &run.communicator);
     run.collectives = collectives_create(run.device, &run.communicator);
     if (run.communicator.size > 1)

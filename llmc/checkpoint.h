@@ -1,13 +1,15 @@
 // Checkpoints: a directory that is a Hugging Face Llama model, and holds what training needs to go on.
 //
 //   config.json model.safetensors          the model, in the storage type, under Hugging Face's tensor names
-//   optimizer-RRRRR-of-WWWWW.safetensors   "master", "m", "v": one flat range each of the parameter table's
-//   buffers trainer.json                           step, samples consumed, every recorded option, program
-//   version manifest.json                          size and XXH3-128 hash of each file; written last
+//   optimizer-RRRRR-of-WWWWW.safetensors   "master", "m", "v": what rank R of W has of the flat buffers; its
+//                                          metadata says which elements
+//   trainer.json                           step, samples consumed, every recorded option, program version
+//   manifest.json                          size and XXH3-128 hash of each file; written last
 //
-// It is written to step_NNNNNNNN.tmp, synced, renamed to step_NNNNNNNN and named in the file `latest`; only
-// then are older ones deleted.
+// Elements are counted as if there were one rank (flat_offset in llmc/parameters.h), so that any number of
+// ranks reads what any other number wrote. Here they are opened and read; llmc/saver.h writes them.
 #pragma once
+#include "communicator.h"
 #include "device.h"
 #include "parameters.h"
 
@@ -17,14 +19,25 @@ extern "C" {
 
 struct cJSON;
 
-// What a checkpoint is written from and read into: flat device buffers of table->elements each.
+// What a checkpoint is written from and read into: device buffers. The weights are whole, and the same on all
+// ranks. So are master weights and moments, in flat buffers of table->elements, unless they are `sharded`:
+// then they hold this rank's parts of the buckets alone, one after the other, table->elements / table->ranks
+// in all.
 typedef struct {
     Device *device;
     const ModelConfig *config;
-    const ParameterTable *table;
-    void *weights;        // S
-    void *master, *m, *v; // A
+    const ParameterTable *table; // divided by the communicator's ranks
+    void *weights;               // S
+    void *master, *m, *v;        // A
+    const Communicator *communicator;
+    bool sharded;
 } TrainingState;
+
+enum { FLAT_BUFFERS = 3 };
+extern const char *const flat_buffer_names[FLAT_BUFFERS]; // of master, m and v in an optimizer file
+
+// The element of master, m and v at which this rank's part of the bucket begins.
+int64_t training_state_part(const TrainingState *state, int bucket);
 
 // How far training has come.
 typedef struct {
@@ -32,32 +45,29 @@ typedef struct {
     int64_t samples; // positions of the training order consumed
 } Progress;
 
-typedef struct {
-    int64_t keep;       // newest checkpoints to keep, at least 1
-    int64_t keep_every; // checkpoints of steps divisible by this are never deleted; 0: none
-} Retention;
-
-// Writes the checkpoint of `progress->step` under out_dir (made if missing), replacing one of the same step,
-// and prunes. `options` are recorded in trainer.json. seq_len and separator_token (< 0: none) go into
-// config.json. Fails with a message on any I/O error, leaving earlier checkpoints as they were.
-void checkpoint_save(const char *out_dir, const TrainingState *state, const Progress *progress,
-                     const struct cJSON *options, int64_t seq_len, int64_t separator_token,
-                     const Retention *retention);
-
 // A verified checkpoint.
 typedef struct {
     char *path;
+    int optimizer_files;
     Progress progress;
     struct cJSON *options; // as recorded
 } Checkpoint;
 
+// Whether a checkpoint is good through and through: its files are as they were written, the model has the
+// tensors that config.json implies, the optimizer files have every element, trainer.json says where training
+// is. One line about it, for the caller to free; fails with one line about what is wrong. Needs no device.
+char *checkpoint_verify(const char *directory);
+
+// All ranks call what follows together; an error is one line, mostly rank 0's.
+
 // Opens the checkpoint directory `resume`, or with "latest" the newest under out_dir, and verifies every file
 // against the manifest. A damaged one is named; with "latest" the newest good one before it is then taken,
 // else (or if there is none) this fails.
-Checkpoint checkpoint_open(const char *resume, const char *out_dir);
+Checkpoint checkpoint_open(const Communicator *communicator, const char *resume, const char *out_dir);
 
-// Reads weights, master weights and moments into the state's buffers; fails if any name, shape or type
-// differs from the state's own table. A model of another storage type is refused.
+// Reads weights, master weights and moments into the state's buffers, whatever number of ranks wrote them;
+// fails if any name, shape or type differs from the state's own table, or if elements are missing. A model of
+// another storage type is refused.
 void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state);
 
 void checkpoint_close(Checkpoint *checkpoint);

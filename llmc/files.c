@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -53,10 +54,13 @@ char *file_read_text(const char *path, size_t limit, size_t *size) {
     return text;
 }
 
+// NULL if there is no memory for it.
 static XXH3_state_t *hash_start(void) {
     XXH3_state_t *state = XXH3_createState();
-    if (!state) fatal("out of host memory: the state of a hash");
-    XXH3_128bits_reset(state);
+    if (state)
+        XXH3_128bits_reset(state);
+    else
+        errno = ENOMEM;
     return state;
 }
 
@@ -73,6 +77,7 @@ bool file_hash(const char *path, char hash[FILE_HASH_SIZE]) {
     posix_fadvise(descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
     void *block = host_allocate(BLOCK_BYTES, 1, "a block of a file");
     XXH3_state_t *state = hash_start();
+    if (!state) fatal("out of host memory: the state of a hash");
     int64_t offset = 0, got;
     while ((got = file_read(descriptor, block, BLOCK_BYTES, offset)) > 0) {
         XXH3_128bits_update(state, block, (size_t)got);
@@ -88,7 +93,8 @@ bool file_create(FileWriter *file, const char *path) {
     int descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor < 0) return false;
     *file = (FileWriter){.descriptor = descriptor, .state = hash_start()};
-    return true;
+    if (!file->state) close_quietly(descriptor);
+    return file->state != NULL;
 }
 
 bool file_append(FileWriter *file, const void *data, size_t bytes) {
@@ -96,7 +102,8 @@ bool file_append(FileWriter *file, const void *data, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
         ssize_t put = write(file->descriptor, (const char *)data + done, bytes - done);
         if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return false;
+        if (put == 0) errno = EIO; // a file system that takes nothing and does not say why
+        if (put <= 0) return false;
         done += (size_t)put;
     }
     // Lets the disk begin, so that the wait at the end is short; a file system that cannot loses nothing.
@@ -115,24 +122,36 @@ bool file_finish(FileWriter *file, char hash[FILE_HASH_SIZE]) {
     return close(file->descriptor) == 0;
 }
 
+void file_abandon(FileWriter *file) {
+    XXH3_freeState(file->state);
+    close_quietly(file->descriptor);
+}
+
 bool file_replace_text(const char *path, const char *text) {
-    char *temporary = format_string("%s.tmp", path);
+    char temporary[PATH_MAX];
+    if (snprintf(temporary, sizeof(temporary), "%s.tmp", path) >= PATH_MAX) {
+        errno = ENAMETOOLONG;
+        return false;
+    }
     FileWriter file;
     bool done = unlink(temporary) == 0 || errno == ENOENT;
     if (done) done = file_create(&file, temporary);
     if (done) {
-        bool written = file_append(&file, text, strlen(text));
-        int cause = errno;
-        done = file_finish(&file, NULL) && written;
-        if (!written) errno = cause;
+        done = file_append(&file, text, strlen(text));
+        if (done)
+            done = file_finish(&file, NULL);
+        else
+            file_abandon(&file);
     }
-    if (done) done = rename(temporary, path) == 0;
-    free(temporary);
-    return done;
+    return done && rename(temporary, path) == 0;
 }
 
 bool directory_make(const char *path) {
-    char *partial = format_string("%s", path);
+    char partial[PATH_MAX];
+    if (snprintf(partial, sizeof(partial), "%s", path) >= PATH_MAX) {
+        errno = ENAMETOOLONG;
+        return false;
+    }
     bool made = true;
     for (char *end = partial + (*partial == '/'); made; end++) {
         if (*end != '/' && *end != 0) continue;
@@ -148,7 +167,6 @@ bool directory_make(const char *path) {
         errno = ENOTDIR;
         made = false;
     }
-    free(partial);
     return made;
 }
 

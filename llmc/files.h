@@ -9,7 +9,8 @@
 extern "C" {
 #endif
 
-// Functions that return bool leave the reason for a false one in errno.
+// Functions that return bool leave the reason for a false one in errno. Those that write end no process, and
+// may be called from any thread.
 
 // --- reading --------------------------------------------------------------------------------------------
 
@@ -37,10 +38,14 @@ typedef struct {
 // A new file; one of that name must not exist.
 bool file_create(FileWriter *file, const char *path);
 
+// After a failure, file_abandon is what remains to be called.
 bool file_append(FileWriter *file, const void *data, size_t bytes);
 
 // Waits until the file is on the disk, and closes it. `hash` may be NULL.
 bool file_finish(FileWriter *file, char hash[FILE_HASH_SIZE]);
+
+// Closes it as it is. errno stays.
+void file_abandon(FileWriter *file);
 
 // Puts a file with this text in the place of `path`: a reader, even after a crash, finds the old one or the
 // new one. Goes through `path`.tmp.

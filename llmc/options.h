@@ -34,6 +34,9 @@ typedef struct {
     const char *out, *resume; // resume is empty for a new run
     int64_t save_every, keep, keep_every, val_every, val_batches, log_every;
     const char *val_selection;
+    bool async_save;
+    const char *on_save_error;
+    const char *verify_checkpoint; // empty: none
     // device
     const char *device, *dtype, *recompute;
     bool plan, deterministic;

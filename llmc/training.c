@@ -97,8 +97,15 @@ void training_allocate(Training *training) {
 TrainingState training_state(const Training *training) {
     const Optimizer *optimizer = &training->optimizer;
     const Model *model = &training->model;
-    TrainingState state = {training->device,  &model->config, &model->parameters, model->weights,
-                           optimizer->master, optimizer->m,   optimizer->v};
+    TrainingState state = {.device = training->device,
+                           .config = &model->config,
+                           .table = &model->parameters,
+                           .weights = model->weights,
+                           .master = optimizer->master,
+                           .m = optimizer->m,
+                           .v = optimizer->v,
+                           .communicator = training->collectives->communicator,
+                           .sharded = optimizer->settings.sharded};
     return state;
 }
 

@@ -39,7 +39,8 @@ int main(int argc, char **argv) {
     if (argc < 5) fatal("usage: logits CHECKPOINT SHARD SEQ_LEN OUT [cpu|cuda]");
     const int64_t seq_len = atoll(argv[3]);
     if (seq_len < 1) fatal("%s: expected a sequence length", argv[3]);
-    const Checkpoint checkpoint = checkpoint_open(argv[1], NULL);
+    const Communicator communicator = communicator_create(&argc, &argv);
+    const Checkpoint checkpoint = checkpoint_open(&communicator, argv[1], NULL);
     char *words[] = {
         argv[0], "--device", argc > 5 ? argv[5] : "auto", "--batch-size", "1", "--recompute", "block", "--cp",
         "1",     NULL};
@@ -47,8 +48,8 @@ int main(int argc, char **argv) {
     options.seq_len = seq_len;
     options.selection = false;
     static Training training; // its plan keeps addresses inside it
-    const Communicator alone = communicator_create(&argc, &argv);
-    Collectives *collectives = collectives_create(training_open_device(&options, &alone), &alone);
+    Collectives *collectives =
+        collectives_create(training_open_device(&options, &communicator), &communicator);
     training_plan(&training, collectives, &options);
     training_allocate(&training);
     const TrainingState state = training_state(&training);

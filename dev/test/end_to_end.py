@@ -37,7 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 HELP_OPTIONS = """train-data val-data seed model vocab-size dim layers heads kv-heads ffn-dim rope-theta norm-eps
     seq-len batch-size global-batch selection levels pool topk topk-tile scorer dense-layers steps lr warmup-steps
-    lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume val-every
+    lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume async-save on-save-error verify-checkpoint val-every
     val-batches val-selection log-every device recompute plan deterministic help""".split()
 
 tests = []

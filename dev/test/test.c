@@ -12,17 +12,17 @@
 
 static int passed, failed, failed_checks;
 static uint64_t random_counter;
+static const Communicator *together;
 static int only_count;
 static char **only_words;
-static const Communicator *ranks; // that run the tests together; NULL: this process alone
 
 void test_only(int count, char **words) {
     only_count = count;
     only_words = words;
 }
 
-void test_on_all(const Communicator *communicator) {
-    ranks = communicator;
+void test_together(const Communicator *communicator) {
+    together = communicator;
 }
 
 static bool is_wanted(const char *name) {
@@ -35,18 +35,25 @@ void test_run(const char *name, void (*test)(void *argument), void *argument) {
     if (!is_wanted(name)) return;
     failed_checks = 0;
     test(argument);
-    const bool passes = ranks ? communicator_all(ranks, failed_checks == 0, name) : failed_checks == 0;
-    passed += passes;
-    failed += !passes;
-    printf("%s %s\n", passes ? "ok  " : "FAIL", name);
+    bool good = failed_checks == 0;
+    if (together) good = communicator_all(together, good, name);
+    if (good) {
+        passed++;
+    } else {
+        failed++;
+    }
+    printf("%s %s\n", good ? "ok  " : "FAIL", name);
     fflush(stdout);
 }
 
 static void print_failure(const char *format, va_list arguments) {
-    FILE *file = ranks && ranks->rank > 0 ? stderr : stdout; // other ranks have no standard output
     failed_checks++;
-    fprintf(file, "     ");
-    if (ranks) fprintf(file, "rank %d: ", ranks->rank);
+    // What other ranks print to standard output goes nowhere.
+    FILE *file = together && together->rank > 0 ? stderr : stdout;
+    if (together)
+        fprintf(file, "     rank %d: ", together->rank);
+    else
+        fprintf(file, "     ");
     vfprintf(file, format, arguments);
     fprintf(file, "\n");
 }

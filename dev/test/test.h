@@ -10,8 +10,9 @@ extern "C" {
 // From here on only tests whose name contains one of these words run; with a count of 0 all do.
 void test_only(int count, char **words);
 
-// From here on all ranks run the same tests together: one passes if it does on every rank, and rank 0 counts.
-void test_on_all(const Communicator *communicator);
+// From here on all ranks run the tests together: one passes if it does on all of them, and rank 0 prints how
+// they went.
+void test_together(const Communicator *communicator);
 
 // Runs one test; it passes if none of its checks failed. `argument` is handed on.
 void test_run(const char *name, void (*test)(void *argument), void *argument);
@@ -51,6 +52,9 @@ void test_lighthouse(Device *device);
 void test_model(Device *device);
 void test_large(Device *device);
 void test_parallel(Device *device, const Communicator *communicator);
+
+// Those that several processes run together.
+void test_parallel_checkpoint(const Communicator *communicator);
 
 #ifdef __cplusplus
 }

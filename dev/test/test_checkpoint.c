@@ -6,6 +6,7 @@
 #include "../../llmc/files.h"
 #include "../../llmc/json.h"
 #include "../../llmc/safetensors.h"
+#include "../../llmc/saver.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -22,6 +23,8 @@ static const char *const file_names[] = {"config.json", "model.safetensors",
                                          "manifest.json"};
 
 static const Retention keep_all = {1000, 0};
+
+static const Communicator alone = {.size = 1};
 
 // --- a model's state, filled at random ------------------------------------------------------------------
 
@@ -63,6 +66,7 @@ static Model *model_create(StorageType storage, ModelConfig config) {
     model->state.device = cpu_device_create(storage);
     model->state.config = &model->config;
     model->state.table = &model->table;
+    model->state.communicator = &alone;
     refill(model);
     return model;
 }
@@ -111,13 +115,23 @@ typedef struct {
     Retention retention;
 } SaveCall;
 
+// Saves, and ends the process if that fails.
+static void save_request(const Model *model, const SaveRequest *request) {
+    Saver *saver = saver_create(&alone, false);
+    saver_begin(saver, &model->state, request);
+    if (saver_finish(saver) != SAVE_COMMITTED) fatal("%s", saver_message(saver));
+    if (saver_message(saver)[0]) warning("%s", saver_message(saver));
+    saver_destroy(saver);
+}
+
 static void save(void *argument) {
     const SaveCall *call = (const SaveCall *)argument;
     cJSON *options = cJSON_CreateObject();
     cJSON_AddStringToObject(options, "lr", "0.002");
     cJSON_AddStringToObject(options, "out", "a \"quoted\" name");
-    const Progress progress = {call->step, 32 * call->step};
-    checkpoint_save(call->out_dir, &call->model->state, &progress, options, 640, 36, &call->retention);
+    const SaveRequest request = {call->out_dir,  {call->step, 32 * call->step}, options, 640, 36,
+                                 call->retention};
+    save_request(call->model, &request);
     cJSON_Delete(options);
 }
 
@@ -186,7 +200,7 @@ typedef struct {
 
 static void open_and_load(void *argument) {
     const OpenCall *call = (const OpenCall *)argument;
-    Checkpoint checkpoint = checkpoint_open(call->resume, call->out_dir);
+    Checkpoint checkpoint = checkpoint_open(&alone, call->resume, call->out_dir);
     if (call->model) checkpoint_load(&checkpoint, &call->model->state);
     checkpoint_close(&checkpoint);
 }
@@ -202,7 +216,7 @@ static int64_t open_latest(const char *out_dir, char warnings[4096]) {
     fflush(stderr);
     const int original = dup(STDERR_FILENO);
     dup2(fileno(captured), STDERR_FILENO);
-    Checkpoint checkpoint = checkpoint_open("latest", out_dir);
+    Checkpoint checkpoint = checkpoint_open(&alone, "latest", out_dir);
     dup2(original, STDERR_FILENO);
     close(original);
     rewind(captured);
@@ -227,7 +241,7 @@ static void check_round_trip(StorageType storage, ModelConfig config) {
     char *out_dir = new_directory();
     Model *model = model_create(storage, config), *loaded = model_create(storage, config);
     save_step(out_dir, model, 7);
-    Checkpoint checkpoint = checkpoint_open("latest", out_dir);
+    Checkpoint checkpoint = checkpoint_open(&alone, "latest", out_dir);
     check(checkpoint.progress.step == 7 && checkpoint.progress.samples == 224, "step %ld, samples %ld",
           (long)checkpoint.progress.step, (long)checkpoint.progress.samples);
     char *options = json_text(checkpoint.options, false);
@@ -301,10 +315,10 @@ static void test_hugging_face(void *unused) {
     (void)unused;
     char *out_dir = new_directory();
     Model *model = model_create(STORAGE_BFLOAT16, small_shape);
-    const Progress progress = {1, 32};
     cJSON *options = cJSON_CreateObject();
     for (int64_t separator = -1; separator < 37; separator += 37) {
-        checkpoint_save(out_dir, &model->state, &progress, options, 640, separator, &keep_all);
+        const SaveRequest request = {out_dir, {1, 32}, options, 640, separator, keep_all};
+        save_request(model, &request);
         char *path = step_file(out_dir, 1, "config.json"), *text = read_all(path, NULL);
         cJSON *json = cJSON_Parse(text);
         static const struct {
@@ -653,8 +667,8 @@ static void test_other_models(void *unused) {
         ModelConfig config;
         const char *message;
     } cases[] = {
-        {STORAGE_BFLOAT16, small_shape, "as F32; this device keeps it as BF16"},
-        {STORAGE_FLOAT64, small_shape, "as F32; this device keeps it as F64"},
+        {STORAGE_BFLOAT16, small_shape, "as F32, not as BF16"},
+        {STORAGE_FLOAT64, small_shape, "as F32, not as F64"},
         {STORAGE_FLOAT32, small_shape, "with shape [20, 24]; this model needs [28, 24]"},
         {STORAGE_FLOAT32, small_shape, "with shape [37, 24]; this model needs [38, 24]"},
         {STORAGE_FLOAT32, small_shape,
@@ -702,10 +716,12 @@ static void write_manifest(const char *directory) {
     free(names);
 }
 
-// One file of elements [first, first + count) of the optimizer's state.
-static void write_optimizer_part(const char *directory, int rank, int world, const Model *model,
-                                 int64_t first, int64_t count) {
+// One file of the optimizer's state, with metadata as given; the elements are those of `count` ranges.
+static void write_optimizer_ranges(const char *directory, int rank, int world, const Model *model,
+                                   const ElementRange *ranges, int range_count, const char *const *metadata) {
     const TrainingState *state = &model->state;
+    int64_t count = 0;
+    for (int i = 0; i < range_count; i++) count += ranges[i].count;
     const void *const buffers[] = {state->master, state->m, state->v};
     const char *const names[] = {"master", "m", "v"};
     Tensor tensors[3] = {0};
@@ -715,26 +731,34 @@ static void write_optimizer_part(const char *directory, int rank, int world, con
         tensors[i].dims = 1;
         tensors[i].shape[0] = tensors[i].count = count;
     }
+    size_t size;
+    char *header = safetensors_header(tensors, count > 0 ? 3 : 0, metadata, &size);
+    char *path = format_string("%s/optimizer-%05d-of-%05d.safetensors", directory, rank, world);
+    FILE *file = fopen(path, "wb");
+    fwrite(header, 1, size, file);
+    float *part = (float *)host_allocate((size_t)count, sizeof(float), "a test");
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < range_count; j++) {
+            const size_t bytes = (size_t)ranges[j].count * sizeof(float);
+            state->device->download(state->device, part, (const float *)buffers[i] + ranges[j].first, bytes);
+            fwrite(part, 1, bytes, file);
+        }
+    check(fclose(file) == 0, "cannot write %s", path);
+    free(part);
+    free(path);
+    free(header);
+}
+
+// One file of elements [first, first + count).
+static void write_optimizer_part(const char *directory, int rank, int world, const Model *model,
+                                 int64_t first, int64_t count) {
+    const ElementRange range = {first, count};
     char first_text[32], count_text[32], total_text[32];
     sprintf(first_text, "%ld", (long)first);
     sprintf(count_text, "%ld", (long)count);
     sprintf(total_text, "%ld", (long)model->table.elements);
     const char *const metadata[] = {"first", first_text, "count", count_text, "total", total_text, NULL};
-    size_t size;
-    char *header = safetensors_header(tensors, 3, metadata, &size);
-    char *path = format_string("%s/optimizer-%05d-of-%05d.safetensors", directory, rank, world);
-    FILE *file = fopen(path, "wb");
-    fwrite(header, 1, size, file);
-    const size_t bytes = (size_t)count * sizeof(float);
-    float *part = (float *)host_allocate(bytes, 1, "a test");
-    for (int i = 0; i < 3; i++) {
-        state->device->download(state->device, part, (const float *)buffers[i] + first, bytes);
-        fwrite(part, 1, bytes, file);
-    }
-    check(fclose(file) == 0, "cannot write %s", path);
-    free(part);
-    free(path);
-    free(header);
+    write_optimizer_ranges(directory, rank, world, model, &range, 1, metadata);
 }
 
 static void test_split_optimizer(void *unused) {
@@ -750,7 +774,7 @@ static void test_split_optimizer(void *unused) {
     write_optimizer_part(directory, 1, 3, model, 1000, total - 1000);
     write_manifest(directory);
     Model *loaded = model_create(STORAGE_BFLOAT16, small_shape);
-    check_refused(directory, NULL, loaded, "holds optimizer files of ");
+    check_refused(directory, NULL, loaded, "manifest.json lists optimizer files of ");
     check(unlink(whole) == 0, "cannot remove %s", whole);
     write_manifest(directory);
     check_loads(out_dir, model);
@@ -774,11 +798,78 @@ static void test_split_optimizer(void *unused) {
     char *part = step_file(out_dir, 1, "optimizer-00001-of-00003.safetensors");
     check(unlink(part) == 0, "cannot remove %s", part);
     write_manifest(directory);
-    check_refused(directory, NULL, loaded,
-                  "optimizer-00001-of-00003.safetensors: cannot be opened: No such file");
+    check_refused(directory, NULL, loaded, "manifest.json lists no optimizer-00001-of-00003.safetensors");
     model_destroy(model);
     model_destroy(loaded);
     free(part);
+    free(whole);
+    free(directory);
+    free(out_dir);
+}
+
+// Files whose elements are several ranges each, and metadata that does not say so rightly.
+static void test_scattered_optimizer(void *unused) {
+    (void)unused;
+    char *out_dir = new_directory();
+    Model *model = model_create(STORAGE_FLOAT32, small_shape),
+          *loaded = model_create(STORAGE_FLOAT32, small_shape);
+    save_step(out_dir, model, 1);
+    char *directory = format_string("%s/step_00000001", out_dir),
+         *whole = step_file(out_dir, 1, file_names[2]);
+    check(unlink(whole) == 0, "cannot remove %s", whole);
+    const long total = (long)model->table.elements, rest = total - 150;
+    char *rest_text = format_string("100,%ld", rest), *total_text = format_string("%ld", total);
+    const ElementRange first[] = {{0, 100}, {150, rest}}, second[] = {{120, 30}, {100, 20}};
+    const char *const first_good[] = {"first", "0,150", "count", rest_text, "total", total_text, NULL};
+    const char *const second_good[] = {"first", "120,100", "count", "30,20", "total", total_text, NULL};
+    const char *const empty[] = {"first", "", "count", "", "total", total_text, NULL};
+    write_optimizer_ranges(directory, 0, 3, model, first, 2, first_good);
+    write_optimizer_ranges(directory, 1, 3, model, second, 2, second_good);
+    write_optimizer_ranges(directory, 2, 3, model, second, 0, empty);
+    write_manifest(directory);
+    check_loads(out_dir, model);
+
+    static const struct {
+        const char *first, *count, *message;
+    } cases[] = {{"120,100", "30", "has more of \"first\" or of \"count\""},
+                 {"120", "30,20", "has more of \"first\" or of \"count\""},
+                 {"120,100,", "30,20", "is not of whole numbers"},
+                 {"120,100", "30,20x", "is not of whole numbers"},
+                 {"120,,100", "30,10,10", "is not of whole numbers"},
+                 {"-120,100", "30,20", "is not of whole numbers"},
+                 {" 120,100", "30,20", "is not of whole numbers"},
+                 {"120,99999999999999999999", "30,20", "is not of whole numbers"},
+                 {"120,9223372036854775807", "30,20", "beyond its total of"},
+                 {"120,100", "30,9223372036854775807", "beyond its total of"},
+                 {"121,100", "30,20", "do not fit together: one begins at element 121, not 120"},
+                 {"119,100", "30,20", "do not fit together: one begins at element 119, not 120"},
+                 {"120,100", "20,30", "do not fit together: one begins at element 120, not 130"},
+                 {"120,100", "30,21", "with shape [50]; this model needs [51]"},
+                 {"120,100", "30,19", "with shape [50]; this model needs [49]"},
+                 {"120,100", NULL, "has no \"count\""},
+                 {"", "", "has 3 tensors, not 0"}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        const char *const metadata[] = {
+            "total",        total_text, "first", cases[i].first, cases[i].count ? "count" : NULL,
+            cases[i].count, NULL};
+        write_optimizer_ranges(directory, 1, 3, model, second, 2, metadata);
+        write_manifest(directory);
+        check_refused(directory, NULL, loaded, cases[i].message);
+    }
+    static const char *const totals[][2] = {{"", "has no whole number \"total\""},
+                                            {"x", "has no whole number \"total\""},
+                                            {"12,", "has no whole number \"total\""},
+                                            {"7", "is of 7 elements, this model has"}};
+    for (size_t i = 0; i < COUNT_OF(totals); i++) {
+        const char *const metadata[] = {"first", "120,100", "count", "30,20", "total", totals[i][0], NULL};
+        write_optimizer_ranges(directory, 1, 3, model, second, 2, metadata);
+        write_manifest(directory);
+        check_refused(directory, NULL, loaded, totals[i][1]);
+    }
+    model_destroy(model);
+    model_destroy(loaded);
+    free(rest_text);
+    free(total_text);
     free(whole);
     free(directory);
     free(out_dir);
@@ -1007,4 +1098,5 @@ void test_checkpoint(void) {
     test_run("checkpoint: killed saves", test_killed_saves, NULL);
     test_run("checkpoint: other models", test_other_models, NULL);
     test_run("checkpoint: optimizer in several files", test_split_optimizer, NULL);
+    test_run("checkpoint: optimizer files of scattered elements", test_scattered_optimizer, NULL);
 }
