@@ -129,7 +129,7 @@ static void save(void *argument) {
     cJSON *options = cJSON_CreateObject();
     cJSON_AddStringToObject(options, "lr", "0.002");
     cJSON_AddStringToObject(options, "out", "a \"quoted\" name");
-    const SaveRequest request = {call->out_dir,  {call->step, 32 * call->step}, options, 640, 36,
+    const SaveRequest request = {call->out_dir,  {call->step, 32 * call->step, 0}, options, options, 640, 36,
                                  call->retention};
     save_request(call->model, &request);
     cJSON_Delete(options);
@@ -317,7 +317,7 @@ static void test_hugging_face(void *unused) {
     Model *model = model_create(STORAGE_BFLOAT16, small_shape);
     cJSON *options = cJSON_CreateObject();
     for (int64_t separator = -1; separator < 37; separator += 37) {
-        const SaveRequest request = {out_dir, {1, 32}, options, 640, separator, keep_all};
+        const SaveRequest request = {out_dir, {1, 32, 0}, options, options, 640, separator, keep_all};
         save_request(model, &request);
         char *path = step_file(out_dir, 1, "config.json"), *text = read_all(path, NULL);
         cJSON *json = cJSON_Parse(text);

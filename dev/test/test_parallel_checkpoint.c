@@ -157,7 +157,7 @@ static SaveOutcome save(const Model *model, const char *out_dir, int64_t step, b
     Saver *saver = saver_create(model->state.communicator, asynchronous);
     cJSON *options = cJSON_CreateObject();
     cJSON_AddStringToObject(options, "lr", "0.002");
-    const SaveRequest request = {out_dir, {step, 32 * step}, options, 640, 36, {10, 0}};
+    const SaveRequest request = {out_dir, {step, 32 * step, 0}, options, options, 640, 36, {10, 0}};
     saver_begin(saver, &model->state, &request);
     const SaveOutcome outcome = saver_finish(saver);
     if (message) snprintf(message, REASON_SIZE, "%s", saver_message(saver));
