@@ -58,7 +58,7 @@ GENCODE := $(foreach arch,$(GPU_ARCH),-gencode=arch=$(arch:sm_%=compute_%),code=
 NVCCFLAGS += -std=c++17 -O3 -g -lineinfo $(GENCODE) $(DEFINES) $(CUDA_FLAGS) -MMD -MP -Xcompiler -fopenmp,-Wall,-Wextra,-Werror -Werror all-warnings
 CXXFLAGS += -std=c++17 -O2 -g $(WARNINGS) $(DEFINES) -MMD -MP $(filter -I%,$(CUDA_FLAGS)) -isystem $(CUDNN_FRONTEND)
 LIBRARY += $(patsubst %.cu,$(BUILD)/%.o,$(wildcard llmc/cuda/*.cu)) $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/cuda/*.cpp))
-LIBS += $(filter -L%,$(CUDA_FLAGS)) -lcublasLt -lcudnn -lnvrtc -lcudart -lstdc++
+LIBS += $(filter -L%,$(CUDA_FLAGS)) -lcublasLt -lcudnn -lnccl -lnvrtc -lcudart -lstdc++
 LINK = $(CXX) -fopenmp
 else
 LINK = $(CC) -fopenmp
@@ -130,6 +130,7 @@ ifeq ($(DEVICE),cuda)
 	@[ -n "$(NVCC)" ] || { echo "error: nvcc was not found; install the CUDA Toolkit, set NVCC, or build with DEVICE=cpu" >&2; exit 1; }
 	$(call check_library,cuBLASLt,cublasLt.h,$(CUDA_FLAGS) -lcublasLt -lcudart,the CUDA Toolkit has it (or set CUDA_HOME or CUDA_FLAGS))
 	$(call check_library,cuDNN,cudnn.h,$(CUDA_FLAGS) -lcudnn,apt-get install libcudnn9-dev-cuda-13 (or set CUDA_FLAGS))
+	$(call check_library,NCCL,nccl.h,$(CUDA_FLAGS) -lnccl -lcudart,apt-get install libnccl-dev (or set CUDA_FLAGS))
 	@[ -f $(CUDNN_FRONTEND)/cudnn_frontend.h ] || { echo "error: cudnn_frontend.h was not found in $(CUDNN_FRONTEND); install it: scripts/setup.sh (or set CUDNN_FRONTEND)" >&2; exit 1; }
 endif
 	@rm -f $@.try $@.log

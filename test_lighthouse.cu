@@ -13,26 +13,34 @@ static void test_device(Device *device) {
     device->destroy(device);
 }
 
-// What several processes do together, in each of them: mpirun -np 4 ./test_lighthouse [WORD…].
-static int test_parallel(Communicator *communicator) {
+// What several processes do together, in each of them: mpirun -np 4 ./test_lighthouse. On the CPU or, with
+// "cuda", on a GPU for each.
+static void test_ranks(const Communicator *communicator, bool cuda) {
+    static const StorageType types[] = {STORAGE_FLOAT64, STORAGE_FLOAT32, STORAGE_BFLOAT16};
     printf("--- %d processes\n", communicator->size);
     test_together(communicator);
-    test_parallel_checkpoint(communicator);
-    const int code = test_summary();
-    communicator_destroy(communicator);
-    return code;
+    if (!cuda) test_parallel_checkpoint(communicator);
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        if (cuda && types[i] != STORAGE_BFLOAT16) continue;
+        Device *device = cuda ? cuda_device_create(communicator->local_rank % cuda_device_count())
+                              : cpu_device_create(types[i]);
+        test_parallel(device, communicator);
+        device->destroy(device);
+    }
 }
 
 // Without arguments everything; with "cpu" or "cuda" only the tests of that device's operations and steps,
 // and with words after it only those of them whose name contains one.
 int main(int argc, char **argv) {
-    Communicator communicator = communicator_create(&argc, &argv);
-    if (communicator.size > 1) {
-        if (argc > 1) test_only(argc - 1, argv + 1);
-        return test_parallel(&communicator);
-    }
     const char *only = argc > 1 ? argv[1] : "";
     if (argc > 2) test_only(argc - 2, argv + 2);
+    Communicator communicator = communicator_create(&argc, &argv);
+    if (communicator.size > 1) {
+        test_ranks(&communicator, !strcmp(only, "cuda"));
+        const int status = test_summary();
+        communicator_destroy(&communicator);
+        return status;
+    }
     if (!only[0]) {
         test_common();
         test_options();

@@ -1,10 +1,13 @@
 // train_lighthouse: options → device → data → plan → build → loop.
-#include "llmc/communicator.h"
+#include "llmc/context.h"
 #include "llmc/dataset.h"
+#include "llmc/guard.h"
 #include "llmc/logger.h"
+#include "llmc/preemption.h"
 #include "llmc/saver.h"
 #include "llmc/schedule.h"
 #include "llmc/training.h"
+#include "llmc/watchdog.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,14 +27,18 @@ typedef struct {
     Options options;
     Communicator communicator;
     Device *device;
+    Collectives *collectives;
     Dataset train, validation;
     Training training;
     Schedule schedule;
     Progress progress;
+    Guard guard;
     Logger logger;
     Saver *saver;
     double flops_per_token;
-    int32_t *inputs, *targets; // [batch_size, seq_len], on the host
+    // On the host: what this process takes of a micro-step's sequences, and one whole sequence.
+    int32_t *inputs, *targets; // [batch_size, seq_len / cp]
+    int32_t *whole_inputs, *whole_targets;
 } Run;
 
 static double now(void) {
@@ -42,23 +49,46 @@ static double now(void) {
 
 // --- options, device, data ------------------------------------------------------------------------------
 
-// The command line, over what the checkpoint to resume recorded. The checkpoint's path is NULL for a new run.
-static Options resolve_options(int argc, char **argv, const Communicator *communicator,
-                               Checkpoint *checkpoint) {
-    Options options = options_parse(argc, argv, NULL);
-    memset(checkpoint, 0, sizeof(*checkpoint));
-    if (options.verify_checkpoint[0]) return options;
-    if (options.resume[0]) {
-        *checkpoint = checkpoint_open(communicator, options.resume, options.out);
-        options = options_parse(argc, argv, checkpoint->options);
-    }
-    options_check(&options);
-    char *latest = format_string("%s/latest", options.out);
-    if (!options.resume[0] && !options.plan && access(latest, F_OK) == 0)
+// What only rank 0 looks at: what is wrong with the options is said once.
+static void check_options(const Run *run) {
+    const Options *o = &run->options;
+    options_check(o, run->communicator.size);
+    char *latest = format_string("%s/latest", o->out);
+    if (!o->resume[0] && !o->plan && access(latest, F_OK) == 0)
         fatal("--out %s already holds checkpoints; go on with --resume latest, or choose another directory",
-              options.out);
+              o->out);
     free(latest);
-    return options;
+}
+
+// The command line, over what the checkpoint to resume recorded (NULL: nothing); rank 0 goes first.
+static void parse_options(Run *run, int argc, char **argv, const cJSON *recorded, bool check) {
+    const Communicator *communicator = &run->communicator;
+    if (communicator->rank == 0) {
+        run->options = options_parse(argc, argv, recorded);
+        if (check) check_options(run);
+    }
+    communicator_barrier(communicator, "rank 0's look at the options");
+    if (communicator->rank > 0) run->options = options_parse(argc, argv, recorded);
+}
+
+// The checkpoint's path is NULL for a new run.
+static void settle_options(Run *run, int argc, char **argv, Checkpoint *checkpoint) {
+    memset(checkpoint, 0, sizeof(*checkpoint));
+    parse_options(run, argc, argv, NULL, false);
+    const Options *o = &run->options;
+    if (o->verify_checkpoint[0]) return;
+    if (o->resume[0]) *checkpoint = checkpoint_open(&run->communicator, o->resume, o->out);
+    parse_options(run, argc, argv, checkpoint->options, true);
+    communicator_divide(&run->communicator, (int)o->cp);
+}
+
+// The tokens of each sequence that this process holds.
+static int64_t tokens_here(const Run *run) {
+    return run->options.seq_len / run->options.cp;
+}
+
+static int32_t *allocate_tokens(int64_t count) {
+    return (int32_t *)host_allocate((size_t)count, sizeof(int32_t), "a batch");
 }
 
 static void open_data(Run *run) {
@@ -66,19 +96,22 @@ static void open_data(Run *run) {
     run->train = dataset_open("--train-data", o->train_data, o->seq_len, o->config.vocab_size);
     if (o->val_data[0] && o->val_every > 0)
         run->validation = dataset_open("--val-data", o->val_data, o->seq_len, o->config.vocab_size);
-    const size_t tokens = (size_t)(o->batch_size * o->seq_len);
-    run->inputs = (int32_t *)host_allocate(tokens, sizeof(int32_t), "a batch");
-    run->targets = (int32_t *)host_allocate(tokens, sizeof(int32_t), "a batch");
+    run->inputs = allocate_tokens(o->batch_size * tokens_here(run));
+    run->targets = allocate_tokens(o->batch_size * tokens_here(run));
+    run->whole_inputs = allocate_tokens(o->seq_len);
+    run->whole_targets = allocate_tokens(o->seq_len);
 }
 
 // --- what a run shows first ------------------------------------------------------------------------------
 
 static void print_attention(const Run *run) {
     const Model *model = &run->training.model;
+    const int64_t ranks = run->options.cp;
     if (model->lighthouse_layers > 0)
         printf("attention: %ld Lighthouse layers on %ld of %ld entries, %ld dense layers\n",
-               (long)model->lighthouse_layers, (long)model->lighthouse.entries,
-               (long)model->lighthouse.pyramid, (long)(model->config.layers - model->lighthouse_layers));
+               (long)model->lighthouse_layers, (long)(model->lighthouse.entries * ranks),
+               (long)(model->lighthouse.pyramid * ranks),
+               (long)(model->config.layers - model->lighthouse_layers));
     else
         printf("attention: dense in all layers\n");
     if (run->options.selection && model->lighthouse_layers == 0)
@@ -90,6 +123,10 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
     const FlopsPerToken flops = training_flops(&run->training);
     options_print(o, checkpoint->options);
     printf("device: %s\n", run->device->name);
+    if (run->communicator.size > 1)
+        printf("processes: %d, %ld for each sequence; %ld sequences at a time, %ld micro-steps a step\n",
+               run->communicator.size, (long)o->cp, (long)(run->communicator.size / o->cp * o->batch_size),
+               (long)options_micro_steps(o, run->communicator.size));
     printf("model: %.1fM parameters, %s\n", 1e-6 * (double)run->training.model.parameters.model_size,
            o->dtype);
     printf("work: %.3f GFLOP per token: %.3f linear, %.3f attention\n",
@@ -99,7 +136,7 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
         printf("data: %ld samples of %ld tokens in %d shards; a step takes %ld\n", (long)run->train.samples,
                (long)o->seq_len, run->train.shard_count, (long)o->global_batch);
     plan_print(&run->training.plan, run->device);
-    if (o->plan) training_print_levels(run->device, o);
+    if (o->plan) training_print_levels(run->collectives, o);
     printf("recompute: %s\n", recompute_name(run->training.model.settings.recompute));
     if (checkpoint->path)
         printf("resuming %s: step %ld of %ld\n", checkpoint->path, (long)checkpoint->progress.step,
@@ -112,10 +149,13 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
 static void build(Run *run, const Checkpoint *checkpoint) {
     const Options *o = &run->options;
     training_allocate(&run->training);
+    const GuardSettings guard = options_guard(o);
+    run->guard = guard_create(&guard);
     if (checkpoint->path) {
-        const TrainingState state = training_state(&run->training, &run->communicator);
+        const TrainingState state = training_state(&run->training);
         checkpoint_load(checkpoint, &state);
         run->progress = checkpoint->progress;
+        guard_restore(&run->guard, checkpoint->guard);
         if (schedule_kind(o->lr_schedule) != SCHEDULE_CONSTANT) {
             const cJSON *steps = cJSON_GetObjectItemCaseSensitive(checkpoint->options, "steps");
             if (cJSON_IsString(steps) && atoll(steps->valuestring) != o->steps)
@@ -123,14 +163,14 @@ static void build(Run *run, const Checkpoint *checkpoint) {
                         steps->valuestring, o->lr_schedule);
         }
     } else {
-        optimizer_initialize(&run->training.optimizer, &run->training.model, (uint64_t)o->seed);
+        optimizer_initialize(&run->training.optimizer, (uint64_t)o->seed);
     }
     Schedule schedule = {
         schedule_kind(o->lr_schedule), o->lr, o->final_lr_frac, o->decay_frac, o->warmup_steps, o->steps};
     run->schedule = schedule;
     const FlopsPerToken flops = training_flops(&run->training);
     run->flops_per_token = flops.linear + flops.attention;
-    run->logger = logger_open(o->out, run->progress.step);
+    if (run->communicator.rank == 0) run->logger = logger_open(o->out, run->progress.step);
     run->saver = saver_create(&run->communicator, o->async_save);
 }
 
@@ -140,49 +180,118 @@ static void build(Run *run, const Checkpoint *checkpoint) {
 // in_order simply the samples from `first` on.
 static void read_batch(Run *run, const Dataset *data, int64_t first, bool in_order) {
     const Options *o = &run->options;
+    const Group context = run->communicator.groups[GROUP_CONTEXT];
+    const int64_t tokens = tokens_here(run);
     for (int64_t row = 0; row < o->batch_size; row++) {
         const int64_t sample =
             in_order ? (first + row) % data->samples : dataset_order(data, (uint64_t)o->seed, first + row);
-        dataset_read(data, sample, run->inputs + row * o->seq_len, run->targets + row * o->seq_len);
+        dataset_read(data, sample, run->whole_inputs, run->whole_targets);
+        context_slice(run->inputs + row * tokens, run->whole_inputs, context, tokens);
+        context_slice(run->targets + row * tokens, run->whole_targets, context, tokens);
     }
 }
 
-// One optimizer step: gradients of the global batch, then the update. Fills loss, grad_norm and
-// learning_rate.
-static void train_step(Run *run, StepReport *report) {
+// The gradients of this process's share of the global batch; those of the last micro-step are summed over all
+// while they are made.
+static void accumulate(Run *run) {
     const Options *o = &run->options;
-    const int64_t micro_steps = o->global_batch / o->batch_size;
+    const Group data = run->communicator.groups[GROUP_DATA];
+    const int64_t micro_steps = options_micro_steps(o, run->communicator.size);
     const double tokens = (double)o->global_batch * (double)o->seq_len;
+    const GradientsReady reduction = optimizer_reduction(&run->training.optimizer);
     model_zero_gradients(&run->training.model);
     for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
-        read_batch(run, &run->train, run->progress.samples + micro_step * o->batch_size, false);
-        model_accumulate(&run->training.model, micro_step, run->inputs, run->targets, 1 / tokens);
+        const int64_t batch = micro_step * data.size + data.rank;
+        read_batch(run, &run->train, run->progress.samples + batch * o->batch_size, false);
+        model_accumulate(&run->training.model, micro_step, run->inputs, run->targets, 1 / tokens,
+                         micro_step + 1 == micro_steps ? &reduction : NULL);
     }
+}
+
+// What a rank saw of a step, before its gradients were summed with the others'.
+typedef struct {
+    double loss, grad_norm; // the loss summed over its tokens
+} StepHere;
+
+// Names what is not finite, and where: the ranks whose own loss or gradients are not, and their samples.
+static void report_nonfinite(Run *run, const StepReport *report, StepHere here) {
+    const int size = run->communicator.size;
+    const int64_t first = run->progress.samples, cp = run->options.cp;
+    StepHere *all = (StepHere *)host_allocate((size_t)size, sizeof(StepHere), "the ranks' losses");
+    communicator_gather(&run->communicator, all, &here, sizeof(here), "the ranks' losses");
+    char *where = format_string("%s", "");
+    for (int rank = 0; rank < size && size > 1; rank++) {
+        if (isfinite(all[rank].loss) && isfinite(all[rank].grad_norm)) continue;
+        char *more = format_string("%s; rank %d (sequence %ld of each micro-step): loss %g, gradient norm %g",
+                                   where, rank, (long)(rank / cp), all[rank].loss, all[rank].grad_norm);
+        free(where);
+        where = more;
+    }
+    if (run->communicator.rank == 0)
+        warning("step %ld: loss %g, gradient norm %g, samples %ld to %ld of the order: no update, %ld of at "
+                "most %ld "
+                "in a row%s",
+                (long)run->progress.step + 1, report->loss, report->grad_norm, (long)first,
+                (long)(first + run->options.global_batch - 1), (long)run->guard.nonfinite,
+                (long)run->options.max_nonfinite, where);
+    free(where);
+    free(all);
+}
+
+// Rank 0 speaks and ends the run; the others wait for it.
+NORETURN static void stop_nonfinite(const Run *run, const StepReport *report) {
+    if (run->communicator.rank > 0) communicator_barrier(&run->communicator, "the end of a run that failed");
+    fatal("step %ld: loss %g, gradient norm %g: more than --max-nonfinite %ld steps in a row without finite "
+          "values; "
+          "nothing was updated, and the last checkpoint is untouched; a lower --lr or a look at samples %ld "
+          "to %ld "
+          "of the order may help",
+          (long)run->progress.step + 1, report->loss, report->grad_norm, (long)run->options.max_nonfinite,
+          (long)run->progress.samples, (long)(run->progress.samples + run->options.global_batch - 1));
+}
+
+// One optimizer step: gradients of the global batch, then the update, unless the guard is against it. Fills
+// loss, grad_norm, learning_rate and skipped.
+static void train_step(Run *run, StepReport *report) {
+    const Options *o = &run->options;
+    Optimizer *optimizer = &run->training.optimizer;
+    accumulate(run);
     report->learning_rate = schedule_learning_rate(&run->schedule, run->progress.step);
-    report->loss = model_losses(&run->training.model) / tokens;
-    report->grad_norm = optimizer_grad_norm(&run->training.optimizer, &run->training.model);
-    if (!isfinite(report->loss) || !isfinite(report->grad_norm))
-        fatal("step %ld: loss %g, gradient norm %g; nothing was updated, and earlier checkpoints are "
-              "untouched; "
-              "a lower --lr or a look at samples %ld to %ld may help",
-              (long)run->progress.step + 1, report->loss, report->grad_norm, (long)run->progress.samples,
-              (long)(run->progress.samples + o->global_batch - 1));
-    optimizer_update(&run->training.optimizer, &run->training.model, run->progress.step + 1,
-                     report->learning_rate, report->grad_norm);
+    StepHere here = {model_losses(&run->training.model), 0};
+    double loss = here.loss;
+    communicator_sum(&run->communicator, &loss, 1, "the step's loss");
+    report->loss = loss / ((double)o->global_batch * (double)o->seq_len);
+    report->grad_norm = optimizer_grad_norm(optimizer, &here.grad_norm);
+    const GuardVerdict verdict = guard_judge(&run->guard, report->loss, report->grad_norm);
+    report->skipped = verdict != GUARD_UPDATE;
+    if (verdict == GUARD_NONFINITE || verdict == GUARD_STOP) report_nonfinite(run, report, here);
+    if (verdict == GUARD_STOP) stop_nonfinite(run, report);
+    if (verdict == GUARD_OUTLIER && run->communicator.rank == 0)
+        warning("step %ld: loss %g, gradient norm %g: no update, more than --skip-outliers %g deviations "
+                "above the "
+                "mean",
+                (long)run->progress.step + 1, report->loss, report->grad_norm, o->skip_outliers);
+    if (verdict == GUARD_UPDATE)
+        optimizer_update(optimizer, run->progress.step - run->progress.skipped + 1, report->learning_rate,
+                         report->grad_norm);
     run->device->synchronize(run->device);
     run->progress.step++;
     run->progress.samples += o->global_batch;
+    run->progress.skipped += report->skipped;
 }
 
-// The mean loss per token over the same first samples of the validation data every time.
+// The mean loss per token over the same first samples of the validation data every time, which the
+// data-parallel groups divide.
 static double validate(Run *run, bool selection) {
     const Options *o = &run->options;
+    const Group data = run->communicator.groups[GROUP_DATA];
     const int64_t batches = min_i64(o->val_batches, divide_up(run->validation.samples, o->batch_size));
     double loss = 0;
-    for (int64_t batch = 0; batch < batches; batch++) {
+    for (int64_t batch = data.rank; batch < batches; batch += data.size) {
         read_batch(run, &run->validation, batch * o->batch_size, true);
         loss += model_evaluate(&run->training.model, run->inputs, run->targets, selection);
     }
+    communicator_sum(&run->communicator, &loss, 1, "the validation loss");
     return loss / ((double)(batches * o->batch_size) * (double)o->seq_len);
 }
 
@@ -210,12 +319,21 @@ static void settle_save(Run *run, SaveOutcome outcome, bool last) {
 static void save(Run *run) {
     const Options *o = &run->options;
     settle_save(run, saver_finish(run->saver), false);
-    const TrainingState state = training_state(&run->training, &run->communicator);
-    cJSON *record = options_record(o);
-    const SaveRequest request = {o->out,     run->progress,      record,
-                                 o->seq_len, o->separator_token, {o->keep, o->keep_every}};
+    const TrainingState state = training_state(&run->training);
+    cJSON *record = options_record(o), *guard = guard_record(&run->guard);
+    SaveRequest request;
+    memset(&request, 0, sizeof(request));
+    request.out_dir = o->out;
+    request.progress = run->progress;
+    request.options = record;
+    request.guard = guard;
+    request.seq_len = o->seq_len;
+    request.separator_token = o->separator_token;
+    request.retention.keep = o->keep;
+    request.retention.keep_every = o->keep_every;
     saver_begin(run->saver, &state, &request);
     cJSON_Delete(record);
+    cJSON_Delete(guard);
 }
 
 static void report_step(Run *run, StepReport *report) {
@@ -228,20 +346,46 @@ static void report_step(Run *run, StepReport *report) {
     report->selection = run->training.model.lighthouse_layers > 0;
     report->tokens = (double)o->global_batch * (double)o->seq_len;
     report->memory = (double)(total_bytes - free_bytes);
-    report->mfu = run->device->peak_flops > 0
-                      ? run->flops_per_token * report->tokens / report->seconds / run->device->peak_flops
-                      : NAN;
-    logger_step(&run->logger, report, report->step % o->log_every == 0 || report->step == o->steps);
+    const double peak = run->device->peak_flops * run->communicator.size;
+    report->mfu = peak > 0 ? run->flops_per_token * report->tokens / report->seconds / peak : NAN;
+    if (run->communicator.rank == 0)
+        logger_step(&run->logger, report, report->step % o->log_every == 0 || report->step == o->steps);
 }
 
-static void train(Run *run) {
+// What each rank tells the others after a step.
+typedef struct {
+    int request;    // to stop: preemption_requested
+    int save_state; // saver_local_state
+} StepStatus;
+
+// The request to stop, from whichever rank; and what becomes of the save under way. The same for all ranks.
+static int agree(Run *run) {
+    const size_t size = (size_t)run->communicator.size;
+    const StepStatus mine = {preemption_requested(), saver_local_state(run->saver)};
+    StepStatus *all = (StepStatus *)host_allocate(size, sizeof(StepStatus), "the ranks' states");
+    int *states = (int *)host_allocate(size, sizeof(int), "the ranks' states");
+    communicator_gather(&run->communicator, all, &mine, sizeof(mine), "the ranks' agreement after a step");
+    int request = 0;
+    for (size_t rank = 0; rank < size; rank++) {
+        states[rank] = all[rank].save_state;
+        if (request == 0) request = all[rank].request;
+    }
+    settle_save(run, saver_advance(run->saver, states), false);
+    free(all);
+    free(states);
+    return request;
+}
+
+// Until the last step, or (the result) a request to stop.
+static int train(Run *run) {
     const Options *o = &run->options;
-    if (run->progress.step > 0 && run->progress.step >= o->steps)
+    if (run->progress.step > 0 && run->progress.step >= o->steps && run->communicator.rank == 0)
         warning("nothing to do: the checkpoint has step %ld, and --steps is %ld", (long)run->progress.step,
                 (long)o->steps);
     // A run that has nothing to do still leaves its checkpoint: with --steps 0, that of the initial weights.
     if (run->progress.step == 0 && o->steps == 0) save(run);
-    while (run->progress.step < o->steps) {
+    int request = 0;
+    while (run->progress.step < o->steps && request == 0) {
         StepReport report;
         memset(&report, 0, sizeof(report));
         const double start = now();
@@ -250,48 +394,57 @@ static void train(Run *run) {
         validate_step(run, &report);
         report_step(run, &report);
         const bool last = run->progress.step == o->steps;
-        if (last || (o->save_every > 0 && run->progress.step % o->save_every == 0)) save(run);
-        if (!last) settle_save(run, saver_poll(run->saver), false);
+        if (!last) request = agree(run);
+        if (last || request != 0 || (o->save_every > 0 && run->progress.step % o->save_every == 0)) save(run);
     }
     settle_save(run, saver_finish(run->saver), true);
-    if (run->progress.step > 0)
+    if (request != 0)
+        printf("stopped by %s after step %ld of %ld; go on with --resume latest\n", preemption_name(request),
+               (long)run->progress.step, (long)o->steps);
+    else if (run->progress.step > 0)
         printf("done: %ld steps; the model is in %s\n", (long)run->progress.step, o->out);
+    return request;
 }
 
 static void close_run(Run *run) {
-    logger_close(&run->logger);
+    if (run->communicator.rank == 0) logger_close(&run->logger);
     saver_destroy(run->saver);
+    guard_destroy(&run->guard);
     training_free(&run->training);
     dataset_close(&run->train);
     dataset_close(&run->validation);
-    free(run->inputs);
-    free(run->targets);
-    run->device->destroy(run->device);
+    int32_t *const tokens[] = {run->inputs, run->targets, run->whole_inputs, run->whole_targets};
+    for (size_t i = 0; i < COUNT_OF(tokens); i++) free(tokens[i]);
 }
 
 int main(int argc, char **argv) {
     static Run run; // the plan keeps addresses inside it
     Checkpoint checkpoint;
     run.communicator = communicator_create(&argc, &argv);
-    if (run.communicator.size != 1)
-        fatal("%d processes were started: this program trains in one; start it without mpirun -np %d",
-              run.communicator.size, run.communicator.size);
-    run.options = resolve_options(argc, argv, &run.communicator, &checkpoint);
+    settle_options(&run, argc, argv, &checkpoint);
     if (run.options.verify_checkpoint[0]) {
         printf("%s\n", checkpoint_verify(run.options.verify_checkpoint));
         communicator_destroy(&run.communicator);
         return 0;
     }
-    run.device = training_open_device(&run.options);
+    run.device = training_open_device(&run.options, &run.communicator);
+    run.collectives = collectives_create(run.device, &run.communicator);
+    if (run.communicator.size > 1)
+        watchdog_start(run.options.collective_timeout, run.collectives->look, run.collectives);
     if (!run.options.plan) open_data(&run);
-    training_plan(&run.training, run.device, &run.options);
+    training_plan(&run.training, run.collectives, &run.options);
     print_start(&run, &checkpoint);
+    int request = 0;
     if (!run.options.plan) {
         build(&run, &checkpoint);
-        train(&run);
+        preemption_watch(run.options.time_limit);
+        request = train(&run);
         close_run(&run);
     }
     if (checkpoint.path) checkpoint_close(&checkpoint);
+    watchdog_stop();
+    collectives_destroy(run.collectives);
+    run.device->destroy(run.device);
     communicator_destroy(&run.communicator);
-    return 0;
+    return request ? PREEMPTED_EXIT_CODE : 0;
 }

@@ -1,6 +1,6 @@
 // CUDA devices in a build without CUDA: there are none. With CUDA they are in llmc/cuda, and the CPU is in
 // llmc/cpu/device.c.
-#include "device.h"
+#include "collectives.h"
 
 #ifndef USE_CUDA
 
@@ -13,6 +13,11 @@ Device *cuda_device_create(int index) {
           "make "
           "DEVICE=cuda, or run it with --device cpu",
           index);
+}
+
+Collectives *cuda_collectives_create(Device *device, const Communicator *communicator) {
+    (void)communicator;
+    fatal("%s is a CUDA device, and this program was built without CUDA", device->name);
 }
 
 #endif

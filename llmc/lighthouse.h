@@ -22,6 +22,10 @@ bool lighthouse_valid(const LighthouseSettings *settings, int64_t seq_len, char 
 LighthouseShape lighthouse_shape(const LighthouseSettings *settings, int64_t batch, int64_t seq_len,
                                  int heads, int kv_heads, int head_dim);
 
+// The part of it that each of `size` context-parallel ranks has (llmc/context.h): whole chunks, so that each
+// rank selects on its own exactly what one would.
+LighthouseShape lighthouse_part(LighthouseShape whole, int size);
+
 // One layer's attention: what is kept from forward to backward, all device memory.
 typedef struct {
     int32_t *positions; // [batch, heads, pyramid]
@@ -30,9 +34,20 @@ typedef struct {
     void *logsumexp;    // A[batch, heads, entries]
 } LighthouseLayer;
 
+// What crosses from piece to piece of sequences that a context-parallel group holds: device memory that
+// layers share. All NULL without one.
+typedef struct {
+    Collectives *context;
+    void *sent, *received;           // S[pieces, batch, levels-1, heads, head_dim], as ops.h has a halo
+    void *grad_sent, *grad_received; // A, likewise
+} LighthouseHalo;
+
+// Elements of each of a halo's four buffers.
+int64_t lighthouse_halo_elements(const LighthouseShape *shape);
+
 // The inner attention's plan for this shape.
 AttentionPlan lighthouse_attention_plan(Device *device, const LighthouseShape *shape, bool deterministic,
-                                        size_t workspace_bound);
+                                        size_t workspace_bound, Collectives *context);
 
 // layer->positions from scores A[batch, heads + kv_heads, pyramid], whose level 0 the RoPE operation wrote;
 // the coarser levels are filled here.
@@ -49,7 +64,7 @@ void lighthouse_attend(Device *device, const AttentionPlan *inner, const Lightho
 
 // out S[batch, seq_len, heads, head_dim] from layer->sub_out.
 void lighthouse_scatter(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
-                        void *out);
+                        const LighthouseHalo *halo, void *out);
 
 // Elements of storage type that lighthouse_backward needs as scratch.
 int64_t lighthouse_backward_scratch(const LighthouseShape *shape);
@@ -57,8 +72,8 @@ int64_t lighthouse_backward_scratch(const LighthouseShape *shape);
 // grad_qkv S, laid out as qkv and turned back by `angles` (as rope's inverse; NULL: not), from grad_out S,
 // laid out as out. The selection has no gradient.
 void lighthouse_backward(Device *device, const LighthouseShape *shape, const AttentionPlan *inner,
-                         const LighthouseLayer *layer, void *grad_qkv, const void *grad_out,
-                         const void *angles, void *scratch, void *workspace);
+                         const LighthouseLayer *layer, const LighthouseHalo *halo, void *grad_qkv,
+                         const void *grad_out, const void *angles, void *scratch, void *workspace);
 
 #ifdef __cplusplus
 }

@@ -48,10 +48,21 @@ Logger logger_open(const char *out_dir, int64_t step) {
     return logger;
 }
 
+// JSON has no numbers that are not finite.
+static void write_number(FILE *file, const char *name, double value) {
+    if (isfinite(value))
+        fprintf(file, ", \"%s\": %.9g", name, value);
+    else
+        fprintf(file, ", \"%s\": null", name);
+}
+
 static void write_metrics(Logger *logger, const StepReport *r) {
     FILE *file = logger->metrics;
-    fprintf(file, "{\"step\": %ld, \"samples\": %ld, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.15g",
-            (long)r->step, (long)r->samples, r->loss, r->grad_norm, r->learning_rate);
+    fprintf(file, "{\"step\": %ld, \"samples\": %ld", (long)r->step, (long)r->samples);
+    write_number(file, "loss", r->loss);
+    write_number(file, "grad_norm", r->grad_norm);
+    fprintf(file, ", \"lr\": %.15g", r->learning_rate);
+    if (r->skipped) fprintf(file, ", \"skipped\": true");
     fprintf(file, ", \"selection\": \"%s\"", r->selection ? "on" : "off");
     if (!isnan(r->validation_loss)) fprintf(file, ", \"val_loss\": %.9g", r->validation_loss);
     if (!isnan(r->validation_dense)) fprintf(file, ", \"val_loss_dense\": %.9g", r->validation_dense);
@@ -77,6 +88,7 @@ static void print_step(const Logger *logger, const StepReport *r) {
            left / 3600, left / 60 % 60, left % 60);
     if (!isnan(r->validation_loss)) printf(" | val loss %.4f", r->validation_loss);
     if (!isnan(r->validation_dense)) printf(" | dense val loss %.4f", r->validation_dense);
+    if (r->skipped) printf(" | no update");
     printf("\n");
     fflush(stdout);
 }

@@ -13,6 +13,7 @@ typedef struct {
     double learning_rate;
     double validation_loss;  // as trained; NAN where there was no validation
     double validation_dense; // with dense attention, where it was trained with selection; NAN likewise
+    bool skipped;            // no update was made
     bool selection;          // whether the step was trained with selection (stage 1 of the recipe)
     double seconds;          // of this step, validation and saving not included
     double tokens;           // of this step

@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include "context.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +14,13 @@ static StorageType storage_of(const Model *model) {
 }
 static StorageType accumulator_of(const Model *model) {
     return accumulator_type(storage_of(model));
+}
+
+// The ranks that share this one's sequences.
+static Group context_of(const Model *model) {
+    const Collectives *collectives = model->settings.collectives;
+    const Group alone = {0, 1};
+    return collectives ? collectives->communicator->groups[GROUP_CONTEXT] : alone;
 }
 
 // --- layout ---------------------------------------------------------------------------------------------
@@ -78,6 +87,16 @@ static size_t scratch_elements(const Model *model) {
     return (size_t)max_i64(logits, max_i64(feed_forward, attention));
 }
 
+static void plan_halo(Model *model, MemoryPlan *plan) {
+    LighthouseHalo *halo = &model->halo;
+    const size_t elements = halo->context ? (size_t)lighthouse_halo_elements(&model->lighthouse) : 0;
+    const size_t storage = storage_size(storage_of(model)), accumulator = storage_size(accumulator_of(model));
+    plan_add(plan, elements * storage, &halo->sent, "the scatter's halo, to send");
+    plan_add(plan, elements * storage, &halo->received, "the scatter's halo, received");
+    plan_add(plan, elements * accumulator, &halo->grad_sent, "the halo's gradient, to send");
+    plan_add(plan, elements * accumulator, &halo->grad_received, "the halo's gradient, received");
+}
+
 static void plan_buffers(Model *model, MemoryPlan *plan) {
     const size_t storage = storage_size(storage_of(model)), accumulator = storage_size(accumulator_of(model));
     const size_t rows = (size_t)rows_of(model), elements = (size_t)model->parameters.elements;
@@ -98,6 +117,7 @@ static void plan_buffers(Model *model, MemoryPlan *plan) {
     plan_add(plan, scratch_elements(model) * storage, &model->scratch,
              "a chunk of logits, or wide gradients");
     plan_add(plan, scores * accumulator, &model->scores, "selection scores");
+    plan_halo(model, plan);
     plan_add(plan, attention_workspace_bytes(model), &model->attention_workspace, "attention workspace");
     plan_add(plan, angles, &model->angles, "RoPE angles");
     plan_add(plan, rows * sizeof(int32_t), &model->tokens, "tokens");
@@ -119,41 +139,57 @@ static void settle_layers(Model *model) {
     model->settings.dense_layers = NULL; // the caller's memory
 }
 
+static void settle_lighthouse(Model *model) {
+    const ModelSettings *s = &model->settings;
+    const ModelConfig *c = &model->config;
+    const int ranks = context_of(model).size;
+    model->lighthouse = lighthouse_part(lighthouse_shape(&s->lighthouse, s->batch, s->seq_len * ranks,
+                                                         (int)c->heads, (int)c->kv_heads, (int)head_dim(c)),
+                                        ranks);
+    char reason[512];
+    Device *device = model->device;
+    if (!device->ops->lighthouse_supported(&model->lighthouse, reason, sizeof(reason), device->stream))
+        fatal("%s (or train dense with --selection off)", reason);
+    model->sub_attention = lighthouse_attention_plan(device, &model->lighthouse, s->deterministic,
+                                                     s->attention_workspace_bound, s->collectives);
+    model->halo.context = model->sub_attention.context;
+}
+
 void model_create(Model *model, Device *device, const ModelConfig *config, const ModelSettings *settings,
                   MemoryPlan *plan) {
     memset(model, 0, sizeof(*model));
     model->device = device;
     model->config = *config;
     model->settings = *settings;
-    model->parameters = parameter_table_create(config, 1);
+    Collectives *collectives = settings->collectives;
+    model->parameters = parameter_table_create(config, collectives ? collectives->communicator->size : 1);
     ModelSettings *s = &model->settings;
     const int heads = (int)config->heads, kv_heads = (int)config->kv_heads, dim = (int)head_dim(config);
     if (s->loss_chunk == 0) s->loss_chunk = default_loss_chunk(model);
     if (s->attention_workspace_bound == 0) s->attention_workspace_bound = (size_t)4 << 30;
     settle_layers(model);
     model->attention = attention_plan(device, s->batch, s->seq_len, heads, kv_heads, dim, s->deterministic,
-                                      s->attention_workspace_bound);
-    if (model->lighthouse_layers > 0) {
-        model->lighthouse = lighthouse_shape(&s->lighthouse, s->batch, s->seq_len, heads, kv_heads, dim);
-        model->sub_attention = lighthouse_attention_plan(device, &model->lighthouse, s->deterministic,
-                                                         s->attention_workspace_bound);
-    }
+                                      s->attention_workspace_bound, collectives);
+    if (model->lighthouse_layers > 0) settle_lighthouse(model);
     plan_buffers(model, plan);
 }
 
 // Angles position · theta^(-2j/head_dim), formed in double: in float they would be off by 0.06 at a million.
+// Of the positions that are here.
 static void upload_angles(Model *model) {
+    const Group context = context_of(model);
     const int64_t half = head_dim(&model->config) / 2, seq_len = model->settings.seq_len;
     const size_t count = (size_t)(seq_len * half * 2);
     double *angles = (double *)host_allocate(count, sizeof(double), "RoPE angles");
 #pragma omp parallel for
-    for (int64_t position = 0; position < seq_len; position++)
+    for (int64_t i = 0; i < seq_len; i++) {
+        const double position = (double)context_position(context, seq_len, i);
         for (int64_t j = 0; j < half; j++) {
             const double frequency = pow(model->config.rope_theta, -2.0 * (double)j / (double)(2 * half));
-            const double angle = (double)position * frequency;
-            angles[(position * half + j) * 2] = cos(angle);
-            angles[(position * half + j) * 2 + 1] = sin(angle);
+            angles[(i * half + j) * 2] = cos(position * frequency);
+            angles[(i * half + j) * 2 + 1] = sin(position * frequency);
         }
+    }
     const size_t bytes = count * storage_size(accumulator_of(model));
     void *stored = host_allocate(bytes, 1, "RoPE angles");
     storage_from_double(stored, accumulator_of(model), angles, count);
@@ -244,11 +280,12 @@ static void attention_steps(Model *model, int64_t layer, Pass pass) {
     const LighthouseShape *shape = &model->lighthouse;
     const LighthouseLayer buffers = model_lighthouse_layer(model, layer);
     if (makes(pass, ACT_GATHERED)) project_qkv(model, layer, makes(pass, ACT_POSITIONS));
-    if (makes(pass, ACT_POSITIONS)) lighthouse_select(model->device, shape, &buffers, model->scores);
+    if (makes(pass, ACT_POSITIONS) && !model->selection_given)
+        lighthouse_select(model->device, shape, &buffers, model->scores);
     if (makes(pass, ACT_GATHERED)) lighthouse_gather(model->device, shape, &buffers, qkv);
     if (makes(pass, ACT_SUB_OUT))
         lighthouse_attend(model->device, &model->sub_attention, &buffers, model->attention_workspace);
-    if (makes(pass, ACT_ATTENTION)) lighthouse_scatter(model->device, shape, &buffers, out);
+    if (makes(pass, ACT_ATTENTION)) lighthouse_scatter(model->device, shape, &buffers, &model->halo, out);
 }
 
 // Runs the steps of a layer, in order, whose results the pass makes. What a step reads has been kept or is
@@ -372,8 +409,8 @@ static void lighthouse_layer_backward(Model *model, int64_t layer, void *grad_qk
                                       const void *grad_attention) {
     const LighthouseLayer buffers = model_lighthouse_layer(model, layer);
     void *scratch = element(grad_qkv, rows_of(model) * qkv_dim(&model->config), storage_of(model));
-    lighthouse_backward(model->device, &model->lighthouse, &model->sub_attention, &buffers, grad_qkv,
-                        grad_attention, model->angles, scratch, model->attention_workspace);
+    lighthouse_backward(model->device, &model->lighthouse, &model->sub_attention, &buffers, &model->halo,
+                        grad_qkv, grad_attention, model->angles, scratch, model->attention_workspace);
 }
 
 // grad_residual comes in as the gradient of ffn_residual and leaves as that of the layer's input.
@@ -403,8 +440,12 @@ static void attention_block_backward(Model *model, int64_t layer) {
                           activation(model, ACT_ATTN_RSTD, layer), rows, c->dim, stream);
 }
 
+static void tell_ready(const Model *model, const GradientsReady *ready, ParameterKind kind, int64_t layer) {
+    if (ready) ready->call(ready->context, parameter_find(&model->parameters, kind, layer)->bucket);
+}
+
 // From the gradient of the final norm's output, in grad_branch, down to the embedding.
-static void backward(Model *model) {
+static void backward(Model *model, const GradientsReady *ready) {
     const Ops *ops = model->device->ops;
     Stream *stream = model->device->stream;
     const ModelConfig *c = &model->config;
@@ -417,9 +458,12 @@ static void backward(Model *model) {
         layer_steps(model, layer, pass);
         feed_forward_backward(model, layer);
         attention_block_backward(model, layer);
+        tell_ready(model, ready, PARAM_QUERY, layer);
     }
+    tell_ready(model, ready, PARAM_FINAL_NORM, 0);
     ops->embedding_backward(model_gradient(model, PARAM_EMBEDDING, 0), model->grad_residual,
                             (const int32_t *)model->tokens, rows, c->dim, c->vocab_size, stream);
+    tell_ready(model, ready, PARAM_EMBEDDING, 0);
 }
 
 // --- what others call -----------------------------------------------------------------------------------
@@ -430,12 +474,13 @@ void model_zero_gradients(Model *model) {
 }
 
 void model_accumulate(Model *model, int64_t micro_step, const int32_t *inputs, const int32_t *targets,
-                      double loss_weight) {
+                      double loss_weight, const GradientsReady *ready) {
     forward(model, inputs, true);
     head_and_loss(model, targets, loss_weight);
+    tell_ready(model, ready, PARAM_HEAD, 0);
     model->device->ops->sum((double *)model->loss_sums + micro_step, model->losses, rows_of(model),
                             model->device->stream);
-    backward(model);
+    backward(model, ready);
 }
 
 double model_losses(Model *model) {

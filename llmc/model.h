@@ -11,15 +11,16 @@ extern "C" {
 #endif
 
 typedef struct {
-    int64_t batch, seq_len; // tokens of one micro-step are batch · seq_len
+    int64_t batch, seq_len; // of each sequence as many tokens as are here: a micro-step has batch · seq_len
     int64_t micro_steps;    // of one optimizer step
     RecomputeLevel recompute;
-    bool deterministic; // attention's backward too
-    bool selection;     // Lighthouse attention, in the layers that are not dense
-    LighthouseSettings lighthouse;
+    bool deterministic;               // attention's backward too
+    bool selection;                   // Lighthouse attention, in the layers that are not dense
+    LighthouseSettings lighthouse;    // of whole sequences
     const bool *dense_layers;         // [layers]; NULL: none
     int64_t loss_chunk;               // tokens whose logits are held at once; 0: as many as fit in 2 GiB
     size_t attention_workspace_bound; // bytes, for deterministic attention; 0: 4 GiB
+    Collectives *collectives;         // with the other ranks; NULL: there are none
 } ModelSettings;
 
 typedef struct {
@@ -28,10 +29,12 @@ typedef struct {
     ModelSettings settings; // without dense_layers: layer_kinds has them
     ParameterTable parameters;
     LayerKind *layer_kinds;      // [layers], in training
+    bool selection_given;        // layers take the selection that they hold instead of selecting: for tests
     int64_t lighthouse_layers;   // how many are LAYER_LIGHTHOUSE
     AttentionPlan attention;     // of dense layers
     LighthouseShape lighthouse;  // of Lighthouse layers
     AttentionPlan sub_attention; // their inner attention
+    LighthouseHalo halo;         // and what crosses between ranks that share sequences
     // Device buffers.
     void *weights;                            // S[parameters.elements]
     void *gradients;                          // A[parameters.elements]
@@ -64,11 +67,18 @@ void model_free(Model *model);
 // Gradients of all parameters to zero.
 void model_zero_gradients(Model *model);
 
+// Called in a backward as soon as the gradients of a bucket of the parameter table are complete on the
+// device's stream; each bucket once.
+typedef struct {
+    void (*call)(void *context, int bucket);
+    void *context;
+} GradientsReady;
+
 // Forward and backward of batch sequences: inputs and targets int32[batch, seq_len] on the host. Adds
 // loss_weight · (gradient of the sum of the tokens' losses) to the gradients, and leaves that sum for
-// model_losses at index micro_step.
+// model_losses at index micro_step. `ready` may be NULL.
 void model_accumulate(Model *model, int64_t micro_step, const int32_t *inputs, const int32_t *targets,
-                      double loss_weight);
+                      double loss_weight, const GradientsReady *ready);
 
 // Waits, and returns the sum of all micro-steps' losses (natural log, not averaged), in their order.
 double model_losses(Model *model);

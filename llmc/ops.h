@@ -54,6 +54,8 @@ typedef struct {
     int64_t chunks;  // of equal length; each picks on its own
     int64_t entries; // of the subsequence: seq_len/pool^(levels-1) + (levels-1)·pool·tile·chunks
     int64_t pyramid; // entries of all levels
+    int pieces;      // equal parts of seq_len, each a whole number of chunks, that do not follow one another
+                     // (context parallelism); 1: one whole sequence
 } LighthouseShape;
 
 // Entries of a level, and where the level starts in a head's pyramid.
@@ -146,9 +148,28 @@ typedef struct Ops {
                                const void *logsumexp, const AttentionShape *shape, void *workspace,
                                Stream *stream);
 
+    // Merges the softmax over one more set of keys into the one so far: with a = logsumexp, b =
+    // part_logsumexp and c = log(exp(a) + exp(b)), which cannot overflow,
+    //   sum = exp(a-c)·sum + exp(b-c)·part;  logsumexp = c.
+    // sum A and logsumexp A are laid out as the shape's `output` and `logsumexp` say; part
+    // S[batch, query_len, heads, head_dim] and part_logsumexp A[batch, heads, query_len] have no gaps.
+    // Nothing else of the shape is read. `first`: there is nothing so far, and sum and logsumexp are only
+    // written. -infinity as a log-sum-exp means no keys: the vector that comes with it counts for nothing,
+    // whatever it holds.
+    void (*attention_merge)(void *sum, void *logsumexp, const void *part, const void *part_logsumexp,
+                            const AttentionShape *shape, bool first, Stream *stream);
+
     // --- Lighthouse attention (arXiv 2605.06554): all around the inner attention -------------------------
     // LighthouseShape says what levels, entries and chunks are. No atomics on floating point: every result is
     // one sum in a fixed order, in the accumulator type, rounded once.
+    //
+    // Of a sequence in pieces, the last entry of each level from 1 on of a piece has an output that goes to
+    // the first pool^level - 1 tokens of the piece after it, which may be held elsewhere. What crosses there
+    // is a halo [pieces, batch, levels - 1, heads, head_dim], of levels 1 to levels - 1.
+
+    // Whether the device can do this shape; if not, the reason, one line without an end, for the user.
+    bool (*lighthouse_supported)(const LighthouseShape *shape, char *reason, size_t reason_size,
+                                 const Stream *stream);
 
     // Fills the coarser levels of scores A[batch, heads + kv_heads, pyramid] (query heads, then key heads)
     // from level 0: the maximum over the tokens covered. NaN counts as -infinity; level 0 is left as it is.
@@ -177,18 +198,33 @@ typedef struct Ops {
     void (*lighthouse_gather_backward)(void *grad_qkv, const void *grad_gathered, const int32_t *positions,
                                        const void *angles, const LighthouseShape *shape, Stream *stream);
 
-    // out S[batch, seq_len, heads, head_dim]: token t sums, from level 0 up, sub_out
-    // S[batch, entries, heads, head_dim] of the entry of index (t+1)/pool^level - 1 (rounded down) of each
-    // level, if there is one and it is selected: an entry's output goes to tokens from its last one on, never
-    // before. Zero if there is none.
-    void (*lighthouse_scatter)(void *out, const void *sub_out, const int32_t *positions,
+    // out S[batch, seq_len, heads, head_dim]: the token numbered u in its piece sums, from level 0 up,
+    // sub_out S[batch, entries, heads, head_dim] of the piece's entry of index (u+1)/pool^level - 1 (rounded
+    // down) of each level, if it is selected: an entry's output goes to tokens from its last one on, never
+    // before. Zero if there is none. Where the index is -1 the entry is the last of the piece before, whose
+    // output stands in halo S[pieces, batch, levels-1, heads, head_dim], at this piece; NULL: nothing comes
+    // from before.
+    void (*lighthouse_scatter)(void *out, const void *sub_out, const void *halo, const int32_t *positions,
                                const LighthouseShape *shape, Stream *stream);
 
     // Its transpose: grad_sub_out of a selected entry = the sum of grad_out over the tokens its output went
-    // to:
-    // [(index+1)·pool^level - 1, (index+2)·pool^level - 2], cut off at seq_len.
-    void (*lighthouse_scatter_backward)(void *grad_sub_out, const void *grad_out, const int32_t *positions,
-                                        const LighthouseShape *shape, Stream *stream);
+    // to: [(index+1)·pool^level - 1, (index+2)·pool^level - 2], cut off at the end of its piece. Of a piece's
+    // last entry of each level from 1 on, grad_halo A[pieces, batch, levels-1, heads, head_dim], at this
+    // piece, is added to the sum: what the tokens after it hand back. NULL: nothing.
+    void (*lighthouse_scatter_backward)(void *grad_sub_out, const void *grad_out, const void *grad_halo,
+                                        const int32_t *positions, const LighthouseShape *shape,
+                                        Stream *stream);
+
+    // halo S[pieces, batch, levels-1, heads, head_dim] = sub_out of the last entry of each level from 1 on of
+    // each piece; zeros if it is not selected. For the scatter of the piece after.
+    void (*lighthouse_halo)(void *halo, const void *sub_out, const int32_t *positions,
+                            const LighthouseShape *shape, Stream *stream);
+
+    // Its transpose's other half, by the holder of the piece after: grad_halo A[pieces, batch, levels-1,
+    // heads, head_dim] = the sum of grad_out S[batch, seq_len, heads, head_dim] over the first pool^level - 1
+    // tokens of each piece. For the scatter_backward of the piece before.
+    void (*lighthouse_halo_backward)(void *grad_halo, const void *grad_out, const LighthouseShape *shape,
+                                     Stream *stream);
 
     // --- feed-forward: SwiGLU (arXiv 2002.05202) --------------------------------------------------------
 
@@ -216,9 +252,16 @@ typedef struct Ops {
     // out double[1] = the sum of squares of x A[count].
     void (*sum_of_squares)(double *out, const void *x, int64_t count, Stream *stream);
 
-    // out A[rows, columns] += in S[rows, columns]; rows lie out_stride and in_stride elements apart.
+    // Blocks of rows that lie out_stride and in_stride elements apart.
+    // out A[rows, columns] += in S[rows, columns].
     void (*accumulate_rows)(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
                             int64_t columns, Stream *stream);
+    // out S[rows, columns] = in S[rows, columns].
+    void (*copy_rows)(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
+                      int64_t columns, Stream *stream);
+    // out S[rows, columns] = in A[rows, columns], rounded.
+    void (*round_rows)(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
+                       int64_t columns, Stream *stream);
 
     // out S[count] = in A[count], rounded.
     void (*round_to_storage)(void *out, const void *in, int64_t count, Stream *stream);

@@ -98,6 +98,12 @@ static const Option options_table[] = {
      "decay the norms' weights too, not only matrices"},
     {"grad-clip", REAL, AT(grad_clip), "1", 0, 1e30, NULL, RECORD, "X",
      "largest gradient norm; 0: no clipping"},
+    {"max-nonfinite", INT(max_nonfinite), "3", 0, UNLIMITED, NULL, RECORD, "STEPS",
+     "in a row without a finite loss and gradient norm, which are not updated; with more the run stops"},
+    {"skip-outliers", REAL, AT(skip_outliers), "0", 0, 1e6, NULL, RECORD, "X",
+     "no update where loss or gradient norm is X standard deviations above its mean; 0: always"},
+    {"outlier-window", INT(outlier_window), "128", 2, 1 << 20, NULL, RECORD, "STEPS",
+     "that this mean and deviation are taken over"},
 
     HEADING("run"),
     {"out", TEXT, AT(out), "", 0, 0, NULL, UNRECORDED, "DIR",
@@ -115,6 +121,8 @@ static const Option options_table[] = {
      "what a checkpoint that cannot be written does to the run (the last one ends it with an error anyway)"},
     {"verify-checkpoint", TEXT, AT(verify_checkpoint), "", 0, 0, NULL, UNRECORDED, "DIR",
      "check every file of this checkpoint, say whether it is good, and exit"},
+    {"time-limit", REAL, AT(time_limit), "0", 0, 1e9, NULL, UNRECORDED, "MINUTES",
+     "after which the run saves and ends as if it had been sent SIGTERM (exit code 75); 0: none"},
     {"val-every", INT(val_every), "100", 0, UNLIMITED, NULL, RECORD, "STEPS",
      "between validations; 0: never"},
     {"val-batches", INT(val_batches), "8", 1, UNLIMITED, NULL, RECORD, "N",
@@ -133,6 +141,14 @@ static const Option options_table[] = {
     {"deterministic", ON_OFF, AT(deterministic), "off", 0, 0, NULL, RECORD, "on|off",
      "the same bits every time, in cuDNN's attention backward too"},
     {"plan", FLAG, AT(plan), "off", 0, 0, NULL, UNRECORDED, NULL, "print the memory plan and exit"},
+
+    HEADING("parallel (mpirun -np P ./train_lighthouse …: one process a device)"),
+    {"cp", INT(cp), "1", 1, 1 << 20, NULL, RECORD, "W",
+     "processes that share each sequence (context parallelism); P / W sequences are trained at a time"},
+    {"zero", INT(zero), "0", 0, 1, NULL, RECORD, "STAGE",
+     "1: each process keeps the optimizer's state of its part of the weights only"},
+    {"collective-timeout", INT(collective_timeout), "600", 0, 1e6, NULL, RECORD, "SECONDS",
+     "a process that waits longer for others ends the run; 0: never"},
 };
 
 enum { OPTIONS = COUNT_OF(options_table) };
@@ -396,15 +412,67 @@ LighthouseSettings options_lighthouse(const Options *options) {
     return settings;
 }
 
-void options_check(const Options *options) {
+GuardSettings options_guard(const Options *options) {
+    GuardSettings settings = {options->max_nonfinite, options->skip_outliers, options->outlier_window};
+    return settings;
+}
+
+int64_t options_micro_steps(const Options *options, int processes) {
+    return options->global_batch / (options->batch_size * (processes / options->cp));
+}
+
+// "64 and 128 are": of the multiples of `unit` around a value that is none.
+static char *multiples_around(int64_t value, int64_t unit) {
+    const int64_t below = value / unit * unit;
+    return below > 0 ? format_string("%ld and %ld are", (long)below, (long)(below + unit))
+                     : format_string("%ld is", (long)unit);
+}
+
+static void check_batch(const Options *options, int processes) {
+    const int64_t groups = processes / options->cp, unit = options->batch_size * groups;
+    if (options->global_batch % unit == 0) return;
+    if (groups == 1)
+        fatal("--global-batch %ld is not a multiple of --batch-size %ld; %s", (long)options->global_batch,
+              (long)options->batch_size, multiples_around(options->global_batch, unit));
+    fatal("--global-batch %ld is not a multiple of --batch-size %ld times %ld data-parallel groups, %ld; %s",
+          (long)options->global_batch, (long)options->batch_size, (long)groups, (long)unit,
+          multiples_around(options->global_batch, unit));
+}
+
+// The sizes of context-parallel groups that divide both, as "1, 2, 4".
+static char *context_sizes(int processes, int64_t pieces_of) {
+    char *list = format_string("1");
+    for (int size = 2; size <= processes; size++) {
+        if (processes % size != 0 || pieces_of % (2 * size) != 0) continue;
+        char *longer = format_string("%s, %d", list, size);
+        free(list);
+        list = longer;
+    }
+    return list;
+}
+
+static void check_context(const Options *options, int processes) {
+    const int64_t cp = options->cp, chunks = options->topk / options->topk_tile;
+    if (cp == 1) return;
+    const int64_t pieces_of = options->selection ? chunks : options->seq_len;
+    if (processes % cp != 0)
+        fatal("--cp %ld does not divide the %d processes that were started; these do: %s", (long)cp,
+              processes, context_sizes(processes, pieces_of));
+    if (options->seq_len % (2 * cp) != 0)
+        fatal("--seq-len %ld cannot be cut into 2 x --cp %ld equal pieces; --seq-len %s",
+              (long)options->seq_len, (long)cp, multiples_around(options->seq_len, 2 * cp));
+    if (options->selection && chunks % (2 * cp) != 0)
+        fatal("--cp %ld: its 2 x %ld pieces must hold whole chunks, of which --topk %ld / --topk-tile %ld "
+              "makes "
+              "%ld; with %d processes --cp may be %s",
+              (long)cp, (long)cp, (long)options->topk, (long)options->topk_tile, (long)chunks, processes,
+              context_sizes(processes, chunks));
+}
+
+void options_check(const Options *options, int processes) {
     if (!options->train_data[0] && !options->plan)
         fatal("--train-data is needed: a glob of token shards, for example --train-data "
               "'data/text_train_*.bin'");
-    if (options->global_batch % options->batch_size != 0) {
-        const int64_t below = options->global_batch / options->batch_size * options->batch_size;
-        fatal("--global-batch %ld is not a multiple of --batch-size %ld; %ld is", (long)options->global_batch,
-              (long)options->batch_size, (long)(below > 0 ? below : options->batch_size));
-    }
     bool *dense = (bool *)host_allocate((size_t)options->config.layers, sizeof(bool), "dense layers");
     options_dense_layers(options, dense);
     free(dense);
@@ -412,6 +480,8 @@ void options_check(const Options *options) {
     char reason[512];
     if (options->selection && !lighthouse_valid(&lighthouse, options->seq_len, reason, sizeof(reason)))
         fatal("%s (or train dense with --selection off)", reason);
+    check_context(options, processes);
+    check_batch(options, processes);
 }
 
 // --- recording and printing -----------------------------------------------------------------------------

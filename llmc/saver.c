@@ -252,6 +252,8 @@ static void plan_trainer(Saver *saver, const SaveRequest *request) {
     cJSON_AddStringToObject(json, "version", PROGRAM_VERSION);
     cJSON_AddNumberToObject(json, "step", (double)request->progress.step);
     cJSON_AddNumberToObject(json, "samples", (double)request->progress.samples);
+    cJSON_AddNumberToObject(json, "skipped", (double)request->progress.skipped);
+    cJSON_AddItemToObject(json, "guard", cJSON_Duplicate(request->guard, true));
     cJSON_AddItemToObject(json, "options", cJSON_Duplicate(request->options, true));
     plan_json(saver, TRAINER_FILE, json);
 }

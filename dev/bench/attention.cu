@@ -62,17 +62,19 @@ static void rope(Bench *b, void *norms) {
                          b->device->stream);
 }
 
+static const LighthouseHalo no_halo = {}; // the sequence is here whole
+
 static void layer_forward(Bench *b) {
     lighthouse_select(b->device, &b->shape, &b->layer, b->scores);
     lighthouse_gather(b->device, &b->shape, &b->layer, b->qkv);
     lighthouse_attend(b->device, &b->inner, &b->layer, b->workspace);
-    lighthouse_scatter(b->device, &b->shape, &b->layer, b->out);
+    lighthouse_scatter(b->device, &b->shape, &b->layer, &no_halo, b->out);
 }
 
 static void layer_both(Bench *b) {
     layer_forward(b);
-    lighthouse_backward(b->device, &b->shape, &b->inner, &b->layer, b->grad_qkv, b->grad_out, b->angles,
-                        b->scratch, b->workspace);
+    lighthouse_backward(b->device, &b->shape, &b->inner, &b->layer, &no_halo, b->grad_qkv, b->grad_out,
+                        b->angles, b->scratch, b->workspace);
 }
 
 static void inner_forward(Bench *b) {
@@ -198,8 +200,9 @@ static Result measure(Device *device, const Case *c, bool dense, bool determinis
     const size_t bound = (size_t)4 << 30;
     b.device = device;
     b.shape = lighthouse_shape(&c->settings, 1, c->seq_len, HEADS, HEADS, HEAD_DIM);
-    b.inner = lighthouse_attention_plan(device, &b.shape, deterministic, bound);
-    if (dense) b.dense = attention_plan(device, 1, c->seq_len, HEADS, HEADS, HEAD_DIM, deterministic, bound);
+    b.inner = lighthouse_attention_plan(device, &b.shape, deterministic, bound, NULL);
+    if (dense)
+        b.dense = attention_plan(device, 1, c->seq_len, HEADS, HEADS, HEAD_DIM, deterministic, bound, NULL);
     MemoryPlan plan = {NULL, 0, 0, 0};
     plan_buffers(&b, &plan, dense);
     plan_allocate(&plan, device);

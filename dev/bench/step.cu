@@ -1,7 +1,10 @@
 // Where the time of a training step goes, on a CUDA device: tokens/s, and a table of every operation beside
-// the ceilings measured in the same run.
+// the ceilings measured in the same run. The last line holds the result as JSON, for context.py.
 //
 //   step [options of train_lighthouse]     for example: step --seq-len 32768 --topk 2048 --recompute none
+//   step brief [options]                   without the table
+//   mpirun -np 2 step --cp 2 …             on several GPUs: all that they train at a time, gradients summed;
+//                                          and how much of what they exchange is hidden behind the rest
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed.
 #include "../../llmc/training.h"
@@ -20,15 +23,17 @@ typedef struct {
 static void forward_backward(void *context) {
     Bench *b = (Bench *)context;
     const ModelSettings *settings = &b->training.model.settings;
+    const GradientsReady reduction = optimizer_reduction(&b->training.optimizer);
     model_accumulate(&b->training.model, 0, b->inputs, b->targets,
-                     1.0 / (double)(settings->batch * settings->seq_len));
+                     1.0 / (double)(settings->batch * settings->seq_len), &reduction);
+    collectives_finish(b->training.collectives);
     b->training.device->synchronize(b->training.device);
 }
 
 static void optimizer_step(void *context) {
     Bench *b = (Bench *)context;
     Training *t = &b->training;
-    optimizer_update(&t->optimizer, &t->model, 1, 1e-5, optimizer_grad_norm(&t->optimizer, &t->model));
+    optimizer_update(&t->optimizer, 1, 1e-5, optimizer_grad_norm(&t->optimizer, NULL));
     model_zero_gradients(&t->model);
     t->device->synchronize(t->device);
 }
@@ -44,6 +49,102 @@ static void profile_step(Bench *b, const Ceilings *ceilings) {
     free(rows);
 }
 
+// --- what several GPUs exchange ---------------------------------------------------------------------------
+
+// The collective operations of a step, in place of being done: by their kind, to be done later on their own.
+typedef struct {
+    enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } kind;
+    GroupKind group;
+    void *buffer;
+    int64_t size; // elements or bytes of a rank
+    Message sends[2], receives[2];
+    int send_count, receive_count;
+} Call;
+
+static struct {
+    Call calls[4096];
+    int count;
+    bool records;
+} log_of_calls;
+
+static void add_call(Call call) {
+    if (!log_of_calls.records) return;
+    if (log_of_calls.count == (int)COUNT_OF(log_of_calls.calls))
+        fatal("a step has more collective operations");
+    log_of_calls.calls[log_of_calls.count++] = call;
+}
+
+static void log_reduce_scatter(Collectives *, GroupKind group, void *buffer, int64_t count, const char *) {
+    Call call = {};
+    call.kind = Call::REDUCE_SCATTER;
+    call.group = group;
+    call.buffer = buffer;
+    call.size = count;
+    add_call(call);
+}
+
+static void log_all_gather(Collectives *, GroupKind group, void *buffer, size_t bytes, const char *) {
+    Call call = {};
+    call.kind = Call::ALL_GATHER;
+    call.group = group;
+    call.buffer = buffer;
+    call.size = (int64_t)bytes;
+    add_call(call);
+}
+
+static void log_exchange(Collectives *, GroupKind group, const Message *sends, int send_count,
+                         const Message *receives, int receive_count, const char *) {
+    Call call = {};
+    call.kind = Call::EXCHANGE;
+    call.group = group;
+    for (int i = 0; i < send_count; i++) call.sends[i] = sends[i];
+    for (int i = 0; i < receive_count; i++) call.receives[i] = receives[i];
+    call.send_count = send_count;
+    call.receive_count = receive_count;
+    add_call(call);
+}
+
+static void log_finish(Collectives *) {}
+
+static void do_logged_calls(void *context) {
+    Collectives *collectives = ((Bench *)context)->training.collectives;
+    for (int i = 0; i < log_of_calls.count; i++) {
+        const Call *c = &log_of_calls.calls[i];
+        if (c->kind == Call::REDUCE_SCATTER)
+            collectives_reduce_scatter(collectives, c->group, c->buffer, c->size, "the benchmark");
+        else if (c->kind == Call::ALL_GATHER)
+            collectives_all_gather(collectives, c->group, c->buffer, (size_t)c->size, "the benchmark");
+        else
+            collectives_exchange(collectives, c->group, c->sends, c->send_count, c->receives,
+                                 c->receive_count, "the benchmark");
+    }
+    collectives_finish(collectives);
+    collectives->device->synchronize(collectives->device);
+}
+
+// The step without its collective operations, and those without the rest: what is hidden of them is what the
+// whole step takes less than both together.
+static void print_overlap(Bench *b, double step) {
+    Collectives *collectives = b->training.collectives;
+    const Collectives real = *collectives;
+    collectives->reduce_scatter = log_reduce_scatter;
+    collectives->all_gather = log_all_gather;
+    collectives->exchange = log_exchange;
+    collectives->finish = log_finish;
+    log_of_calls.records = true;
+    forward_backward(b);
+    log_of_calls.records = false;
+    const double without = median_seconds(forward_backward, b, 0, step < long_step ? REPEATS : 1);
+    *collectives = real;
+    const double alone = median_seconds(do_logged_calls, b, 1, REPEATS);
+    const double exposed = step - without;
+    printf("%d collective operations: %.1f ms on their own, of which %.1f ms are not hidden; %.1f ms without "
+           "them\n",
+           log_of_calls.count, 1e3 * alone, 1e3 * exposed, 1e3 * without);
+}
+
+// --- what is printed ------------------------------------------------------------------------------------
+
 // A batch of bytes, as text prepared by dev/data has them.
 static void make_batch(Bench *b) {
     const int64_t rows = b->training.model.settings.batch * b->training.model.settings.seq_len;
@@ -53,47 +154,75 @@ static void make_batch(Bench *b) {
     for (int64_t i = 0; i < rows; i++) b->targets[i] = b->inputs[(i + 1) % rows];
 }
 
-static void print_step(const Training *t, const Options *o, double step, double update) {
+static double gib_in_use(Device *device) {
     size_t free_bytes, total_bytes;
-    t->device->memory(t->device, &free_bytes, &total_bytes);
+    device->memory(device, &free_bytes, &total_bytes);
+    return (double)(total_bytes - free_bytes) / 0x1p30;
+}
+
+static void print_step(const Training *t, const Options *o, double step, double update, double used) {
     const FlopsPerToken flops = training_flops(t);
-    const double tokens = (double)(o->batch_size * o->seq_len),
+    const int processes = t->collectives->communicator->size;
+    const double tokens = (double)(o->global_batch * o->seq_len),
                  work = (flops.linear + flops.attention) * tokens;
+    if (processes > 1) printf("%d GPUs, %ld for each sequence: ", processes, (long)o->cp);
     printf("%s, %ld x %ld tokens, %ld Lighthouse layers on %ld entries, recompute %s, deterministic %s\n",
-           o->model, (long)o->batch_size, (long)o->seq_len, (long)t->model.lighthouse_layers,
-           (long)t->model.lighthouse.entries, recompute_name(t->model.settings.recompute),
+           o->model, (long)o->global_batch, (long)o->seq_len, (long)t->model.lighthouse_layers,
+           (long)(t->model.lighthouse.entries * o->cp), recompute_name(t->model.settings.recompute),
            o->deterministic ? "on" : "off");
     printf("%.1f ms forward and backward, %.2f ms optimizer step: "
            "%.1fk tokens/s, %.1fk with an optimizer step every time\n",
            1e3 * step, 1e3 * update, 1e-3 * tokens / step, 1e-3 * tokens / (step + update));
     printf("%.0f TFLOP/s by count", 1e-12 * work / step);
-    if (t->device->peak_flops > 0) printf(", MFU %.1f%%", 100 * work / step / t->device->peak_flops);
-    printf("; %.2f GiB planned, %.2f GiB in use on the device\n", (double)t->plan.bytes / 0x1p30,
-           (double)(total_bytes - free_bytes) / 0x1p30);
+    if (t->device->peak_flops > 0)
+        printf(", MFU %.1f%%", 100 * work / step / (t->device->peak_flops * processes));
+    printf("; %.2f GiB planned, %.2f GiB in use on the device\n", (double)t->plan.bytes / 0x1p30, used);
+}
+
+static void print_json(const Training *t, const Options *o, double step, double update, double used) {
+    const int64_t tokens = o->global_batch * o->seq_len;
+    printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"tokens\": %ld, \"recompute\": \"%s\"", t->device->name,
+           o->model, (long)tokens, recompute_name(t->model.settings.recompute));
+    printf(", \"ms\": %.3f, \"optimizer_ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * step, 1e3 * update,
+           (double)tokens / step);
+    printf(", \"planned_gib\": %.3f, \"memory_gib\": %.3f}\n", (double)t->plan.bytes / 0x1p30, used);
 }
 
 int main(int argc, char **argv) {
     static Bench b; // the plan keeps addresses inside it
+    const bool brief = argc > 1 && !strcmp(argv[1], "brief");
+    if (brief) argv[1] = argv[0];
+    argc -= brief;
+    argv += brief;
     Options options = options_parse(argc, argv, NULL);
     options.plan = true; // needs no data
-    options_check(&options);
-    options.global_batch = options.batch_size;
+    Communicator communicator = communicator_create(&argc, &argv);
+    options.global_batch = options.batch_size * max_i64(communicator.size / options.cp, 1);
+    options_check(&options, communicator.size);
+    communicator_divide(&communicator, (int)options.cp);
     options.device = "cuda";
-    Device *device = training_open_device(&options);
+    Device *device = training_open_device(&options, &communicator);
+    Collectives *collectives = collectives_create(device, &communicator);
     const Ceilings ceilings = measure_ceilings(device);
-    training_plan(&b.training, device, &options);
+    training_plan(&b.training, collectives, &options);
     training_allocate(&b.training);
-    optimizer_initialize(&b.training.optimizer, &b.training.model, 1);
+    optimizer_initialize(&b.training.optimizer, 1);
     model_zero_gradients(&b.training.model);
     make_batch(&b);
     double step = median_seconds(forward_backward, &b, 1, 1);
-    if (step < long_step) step = median_seconds(forward_backward, &b, WARMUP, REPEATS);
+    if (communicator_all(&communicator, step < long_step, "the benchmark"))
+        step = median_seconds(forward_backward, &b, WARMUP, REPEATS);
     const double update = median_seconds(optimizer_step, &b, WARMUP, REPEATS);
-    print_step(&b.training, &options, step, update);
-    profile_step(&b, &ceilings);
+    const double used = gib_in_use(device);
+    print_step(&b.training, &options, step, update, used);
+    if (communicator.size > 1) print_overlap(&b, step);
+    if (!brief) profile_step(&b, &ceilings);
+    print_json(&b.training, &options, step, update, used);
     training_free(&b.training);
     free(b.inputs);
     free(b.targets);
+    collectives_destroy(collectives);
     device->destroy(device);
+    communicator_destroy(&communicator);
     return 0;
 }

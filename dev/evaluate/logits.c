@@ -41,15 +41,18 @@ int main(int argc, char **argv) {
     if (seq_len < 1) fatal("%s: expected a sequence length", argv[3]);
     const Communicator communicator = communicator_create(&argc, &argv);
     const Checkpoint checkpoint = checkpoint_open(&communicator, argv[1], NULL);
-    char *words[] = {argv[0], "--device", argc > 5 ? argv[5] : "auto", "--batch-size", "1", "--recompute",
-                     "block", NULL};
+    char *words[] = {
+        argv[0], "--device", argc > 5 ? argv[5] : "auto", "--batch-size", "1", "--recompute", "block", "--cp",
+        "1",     NULL};
     Options options = options_parse((int)COUNT_OF(words) - 1, words, checkpoint.options);
     options.seq_len = seq_len;
     options.selection = false;
     static Training training; // its plan keeps addresses inside it
-    training_plan(&training, training_open_device(&options), &options);
+    Collectives *collectives =
+        collectives_create(training_open_device(&options, &communicator), &communicator);
+    training_plan(&training, collectives, &options);
     training_allocate(&training);
-    const TrainingState state = training_state(&training, &communicator);
+    const TrainingState state = training_state(&training);
     checkpoint_load(&checkpoint, &state);
 
     Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size);

@@ -1092,5 +1092,79 @@ def a_two_stage_run_is_compared_with_a_dense_one():
     check_refused(dev_script("evaluate/compare_two_stage.py", "two", "dense"), "two", "dense")
 
 
+# Says what the step benchmark says, once the program has found its options valid.
+FAKE_STEP = """#!/bin/sh
+echo "$*" >> calls
+'{program}' --device cpu --plan "$@" > plan || exit 1
+case "$*" in
+*' 131072 '*'selection off'*)
+    echo '  weights 1.00 GiB' >&2
+    echo 'error: out of memory on {gpu}: no room for attention (9.00 GiB); a shorter --seq-len needs less' >&2
+    exit 1;;
+*{broken}*) echo 'error: CUDA: launch failed' >&2; exit 1;;
+esac
+echo '{gpu}: device copy 4.20 TB/s'
+echo '{{"gpu": "{gpu}", "model": "530M", "tokens": '$2', "recompute": "ffn", "ms": 1234.567, "optimizer_ms": 4.9,' \\
+     '"tokens_per_second": 98765.4, "planned_gib": 30.5, "memory_gib": 31.25}}'
+"""
+
+
+def write_fake_step(gpu="Some GPU", broken="no such option"):
+    write_file("step", FAKE_STEP.format(program=PROGRAM, gpu=gpu, broken=broken.replace(" ", "\\ ")).encode())
+    os.chmod("step", 0o755)
+
+
+@test
+def the_cost_of_context_is_shown():
+    def command(*arguments):
+        return dev_script("bench/context.py", "--step", "./step", "--out", "o", "--no-picture", *arguments)
+
+    def rows(said):
+        return [line for line in said.splitlines() if line.startswith("| ") and "tokens" not in line]
+
+    def calls():
+        return len(read_file("calls").splitlines())
+
+    check_refused(command(), "./step", "--step")
+    write_fake_step(broken="--seq-len 65536")
+    # Two lengths before the one that fails; what they gave is kept and not measured again.
+    check_refused(command("--lengths", "65536", "32768"), "--seq-len 65536", "ended with 1: CUDA: launch failed")
+    check_equal("calls", calls(), 4)
+    kept = read_file("o/results.jsonl")
+    check_equal("results", len(kept.splitlines()), 3)
+    write_fake_step(gpu="Another GPU")
+    check_refused(command(), "Another GPU and Some GPU")
+    check_equal("results", read_file("o/results.jsonl"), kept)
+
+    write_fake_step()
+    os.remove("calls")
+    said = finish(command()).stdout
+    check_equal("calls", calls(), 4 + 6 + 7 - 3)
+    measured = "ffn | 1234.6 | 98.8k | 31.25 |"
+    four, everywhere = "Lighthouse, four layers dense", "Lighthouse in all layers"
+    expected = []
+    for tokens in (32768, 65536, 98304, 131072):
+        dense = "| does not fit | | |" if tokens == 131072 else measured
+        expected += [f"| {tokens} | dense | {dense}",
+                     f"| {tokens} | {four} (3,4,{1536 if tokens == 98304 else 2048}) | {measured}",
+                     f"| {tokens} | {everywhere} (3,4,2048) | {measured}"]
+    expected += [f"| 262144 | {four} (3,4,2048) | {measured}", f"| 262144 | {everywhere} (3,4,2048) | {measured}",
+                 f"| 524288 | {four} (3,4,2048) | {measured}", f"| 524288 | {everywhere} (4,4,4096) | {measured}",
+                 f"| 1048576 | {everywhere} (4,4,4096) | {measured}"]
+    check_equal("table", rows(said), expected)
+    check("Some GPU, 530M model" in said and "4.9 ms" in said, said)
+
+    # Results from elsewhere are shown without measuring, also of several files.
+    lines = read_file("o/results.jsonl").splitlines(keepends=True)
+    write_file("a", b"".join(lines[:9]))
+    write_file("b", b"".join(lines[9:]))
+    os.remove("step")
+    said = finish(dev_script("bench/context.py", "--no-picture", "--draw", "b", "a")).stdout
+    check_equal("table", rows(said), expected)
+    write_file("b", b"".join(lines)[:-20])
+    check_refused(dev_script("bench/context.py", "--no-picture", "--draw", "b"), f"b, line {len(lines)}")
+    check_refused(command("--variants", "dense", "--lengths", "262144"), "--dense-up-to")
+
+
 if __name__ == "__main__":
     sys.exit(main())

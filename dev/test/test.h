@@ -51,6 +51,7 @@ void test_ops(Device *device);
 void test_lighthouse(Device *device);
 void test_model(Device *device);
 void test_large(Device *device);
+void test_parallel(Device *device, const Communicator *communicator);
 
 // Those that several processes run together.
 void test_parallel_checkpoint(const Communicator *communicator);

@@ -129,7 +129,7 @@ static SaveRequest new_request(const char *out_dir, int64_t step, Retention rete
     cJSON *options = cJSON_CreateObject();
     cJSON_AddStringToObject(options, "lr", "0.002");
     cJSON_AddStringToObject(options, "out", "a \"quoted\" name");
-    return (SaveRequest){out_dir, {step, 32 * step}, options, 640, 36, retention};
+    return (SaveRequest){out_dir, {step, 32 * step, 0}, options, options, 640, 36, retention};
 }
 
 static void delete_request(SaveRequest *request) {
@@ -325,7 +325,7 @@ static void test_hugging_face(void *unused) {
     Model *model = model_create(STORAGE_BFLOAT16, small_shape);
     cJSON *options = cJSON_CreateObject();
     for (int64_t separator = -1; separator < 37; separator += 37) {
-        const SaveRequest request = {out_dir, {1, 32}, options, 640, separator, keep_all};
+        const SaveRequest request = {out_dir, {1, 32, 0}, options, options, 640, separator, keep_all};
         save_request(model, &request, false);
         char *path = step_file(out_dir, 1, "config.json"), *text = read_all(path, NULL);
         cJSON *json = cJSON_Parse(text);

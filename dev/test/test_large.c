@@ -181,8 +181,10 @@ static void attention(void *argument) {
     const int64_t batch = 1101, seq_len = 640;
     const int heads = 8, head_dim = 128;
     const int64_t qkv = 3 * heads * head_dim, out = heads * head_dim, rows = batch * seq_len;
-    AttentionPlan large_plan = attention_plan(device, batch, seq_len, heads, heads, head_dim, true, SIZE_MAX);
-    AttentionPlan small_plan = attention_plan(device, 1, seq_len, heads, heads, head_dim, true, SIZE_MAX);
+    AttentionPlan large_plan =
+        attention_plan(device, batch, seq_len, heads, heads, head_dim, true, SIZE_MAX, NULL);
+    AttentionPlan small_plan =
+        attention_plan(device, 1, seq_len, heads, heads, head_dim, true, SIZE_MAX, NULL);
     void *large = allocate_rows(device, rows, qkv), *large_out = allocate_rows(device, rows, out);
     void *small = allocate_rows(device, seq_len, qkv), *small_out = allocate_rows(device, seq_len, out);
     void *logsumexp = allocate_zeroed(device, (size_t)(rows * heads) * sizeof(float));
@@ -225,7 +227,7 @@ static void lighthouse(void *argument) {
     check_close("the last coarsest entry", mean, tokens, (size_t)qkv_width, 4e-3);
 
     fill_tail(device, sub_out, s.entries, small, width);
-    ops->lighthouse_scatter(out, sub_out, positions, &s, device->stream);
+    ops->lighthouse_scatter(out, sub_out, NULL, positions, &s, device->stream);
     double *last_token =
         download(device, row_at(device, out, s.seq_len - 1, width), ops->storage, (size_t)width);
     double *last_entry =

@@ -1,62 +1,11 @@
 // The whole step: against PyTorch in float64, between devices, and the equivalences that must hold exactly.
-#include "test.h"
+#include "small_model.h"
 
 #include "../../llmc/safetensors.h"
-#include "../../llmc/training.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0};
-
-static Training *training_open(Device *device, const ModelConfig *config, const ModelSettings *settings,
-                               const OptimizerSettings *optimizer) {
-    Training *t = (Training *)host_allocate(1, sizeof(Training), "a training");
-    t->device = device;
-    model_create(&t->model, device, config, settings, &t->plan);
-    optimizer_create(&t->optimizer, optimizer, &t->model, &t->plan);
-    training_allocate(t);
-    optimizer_initialize(&t->optimizer, &t->model, 1);
-    return t;
-}
-
-static void training_close(Training *t) {
-    training_free(t);
-    free(t);
-}
-
-static StorageType accumulator_of(const Training *t) {
-    return accumulator_type(t->device->ops->storage);
-}
-
-// Sets all weights from values[parameters.elements].
-static void set_weights(Training *t, const double *values) {
-    const size_t count = (size_t)t->model.parameters.elements;
-    upload(t->device, t->optimizer.master, accumulator_of(t), values, count);
-    t->device->ops->round_to_storage(t->model.weights, t->optimizer.master, (int64_t)count,
-                                     t->device->stream);
-}
-
-static double *get_gradients(const Training *t) {
-    return download(t->device, t->model.gradients, accumulator_of(t), (size_t)t->model.parameters.elements);
-}
-
-// The gradients' bytes, for comparisons to the bit.
-static void *gradient_bytes(const Training *t, size_t *size) {
-    *size = (size_t)t->model.parameters.elements * storage_size(accumulator_of(t));
-    void *bytes = host_allocate(*size, 1, "gradients");
-    t->device->download(t->device, bytes, t->model.gradients, *size);
-    return bytes;
-}
-
-// Compares every parameter's values on their own: a small tensor must not hide behind a large one.
-static void check_parameters(const ParameterTable *table, const double *a, const double *b,
-                             double tolerance) {
-    for (int i = 0; i < table->count; i++)
-        check_close(table->list[i].name, a + table->list[i].offset, b + table->list[i].offset,
-                    (size_t)table->list[i].count, tolerance);
-}
 
 // --- against PyTorch ------------------------------------------------------------------------------------
 
@@ -120,7 +69,8 @@ static void steps_match_pytorch(void *unused) {
                                          fixture_number(&file, "adamw.epsilon"),
                                          fixture_number(&file, "adamw.weight_decay"),
                                          false,
-                                         fixture_number(&file, "grad_clip")};
+                                         fixture_number(&file, "grad_clip"),
+                                         false};
     const int64_t micro_steps = (int64_t)fixture_number(&file, "micro_batches");
     int64_t rows, seq_len;
     int32_t *tokens = fixture_tokens(&file, "tokens", &rows, &seq_len);
@@ -139,9 +89,9 @@ static void steps_match_pytorch(void *unused) {
         for (int64_t micro = 0; micro < micro_steps; micro++) {
             const int64_t offset = micro * settings.batch * seq_len;
             model_accumulate(&t->model, micro, tokens + offset, targets + offset,
-                             1.0 / (double)(rows * seq_len));
+                             1.0 / (double)(rows * seq_len), NULL);
         }
-        const double grad_norm = optimizer_grad_norm(&t->optimizer, &t->model);
+        const double grad_norm = optimizer_grad_norm(&t->optimizer, NULL);
         check_number("loss", model_losses(&t->model) / (double)(rows * seq_len),
                      fixture_number(&file, step == 1 ? "loss" : "loss_2"));
         check_number("grad_norm", grad_norm, fixture_number(&file, step == 1 ? "grad_norm" : "grad_norm_2"));
@@ -151,8 +101,7 @@ static void steps_match_pytorch(void *unused) {
             free(expected);
             free(gradients);
         }
-        optimizer_update(&t->optimizer, &t->model, step, fixture_number(&file, "adamw.learning_rate"),
-                         grad_norm);
+        optimizer_update(&t->optimizer, step, fixture_number(&file, "adamw.learning_rate"), grad_norm);
         double *expected = fixture_parameters(&file, table, step == 1 ? "after_1." : "after_2.");
         double *after = download(device, t->model.weights, STORAGE_FLOAT64, (size_t)table->elements);
         check_parameters(table, after, expected, 1e-11);
@@ -166,24 +115,7 @@ static void steps_match_pytorch(void *unused) {
     free(targets);
 }
 
-// --- a small odd model, on any device -------------------------------------------------------------------
-
-static const ModelConfig odd_config = {264, 192, 3, 6, 2, 136, 1e4, 1e-5};
-
-enum { ODD_BATCH = 2, ODD_SEQ_LEN = 204, ODD_ROWS = ODD_BATCH * ODD_SEQ_LEN };
-
-typedef struct {
-    int32_t inputs[ODD_ROWS], targets[ODD_ROWS];
-} OddBatch;
-
-static OddBatch odd_batch(void) {
-    OddBatch batch;
-    for (int i = 0; i < ODD_ROWS; i++) {
-        batch.inputs[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
-        batch.targets[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
-    }
-    return batch;
-}
+// --- between devices ------------------------------------------------------------------------------------
 
 // What most tests run on: a device, with dense attention or with Lighthouse attention in two of the three
 // layers.
@@ -191,49 +123,6 @@ typedef struct {
     Device *device;
     bool selection;
 } Setup;
-
-// The first layer is dense: before any attention equal tokens have equal norms, and rounding would choose.
-static const bool odd_dense_layers[] = {true, false, false};
-
-static ModelSettings odd_settings(bool selection) {
-    ModelSettings settings = {.batch = ODD_BATCH,
-                              .seq_len = ODD_SEQ_LEN,
-                              .micro_steps = 1,
-                              .deterministic = true,
-                              .selection = selection,
-                              .lighthouse = {3, 2, 12, 4}, // 3 chunks of 17 coarsest entries
-                              .dense_layers = odd_dense_layers};
-    return settings;
-}
-
-static Training *odd_training(Device *device, ModelSettings settings) {
-    return training_open(device, &odd_config, &settings, &usual_optimizer);
-}
-
-// Random weights that bfloat16 holds exactly, so that every device computes the same function.
-static double *odd_weights(const ParameterTable *table) {
-    const size_t count = (size_t)table->elements;
-    double *values = (double *)host_allocate(count, sizeof(double), "weights");
-    random_fill(values, count);
-    for (int i = 0; i < table->count; i++) {
-        const Parameter *p = &table->list[i];
-        for (int64_t j = 0; j < p->count; j++) {
-            double *value = &values[p->offset + j];
-            *value = p->dims == 1 ? 1 + 0.2 * *value : *value / sqrt((double)p->shape[1]);
-        }
-    }
-    uint16_t *rounded = (uint16_t *)host_allocate(count, sizeof(uint16_t), "weights");
-    storage_from_double(rounded, STORAGE_BFLOAT16, values, count);
-    storage_to_double(values, rounded, STORAGE_BFLOAT16, count);
-    free(rounded);
-    return values;
-}
-
-static double accumulate(Training *t, const OddBatch *batch) {
-    model_zero_gradients(&t->model);
-    model_accumulate(&t->model, 0, batch->inputs, batch->targets, 1.0 / ODD_ROWS);
-    return model_losses(&t->model) / ODD_ROWS;
-}
 
 static void same_step(Setup setup, Device *reference, double loss_tolerance, double gradient_tolerance) {
     Training *t = odd_training(setup.device, odd_settings(setup.selection));
@@ -347,7 +236,7 @@ static void accumulation_equals_a_larger_batch(void *argument) {
     model_zero_gradients(&parts->model);
     for (int64_t i = 0; i < ODD_BATCH; i++)
         model_accumulate(&parts->model, i, batch.inputs + i * ODD_SEQ_LEN, batch.targets + i * ODD_SEQ_LEN,
-                         1.0 / ODD_ROWS);
+                         1.0 / ODD_ROWS, NULL);
     const double parts_loss = model_losses(&parts->model) / ODD_ROWS;
     check_close("loss", &parts_loss, &loss, 1, 1e-6);
     double *expected = get_gradients(whole), *gradients = get_gradients(parts);
@@ -439,7 +328,7 @@ static void master_weights_collect_small_updates(void *argument) {
     double *before = download(device, t->optimizer.master, accumulator_of(t), count);
     for (int64_t step = 1; step <= 3; step++) {
         accumulate(t, &batch);
-        optimizer_update(&t->optimizer, &t->model, step, 1e-5, optimizer_grad_norm(&t->optimizer, &t->model));
+        optimizer_update(&t->optimizer, step, 1e-5, optimizer_grad_norm(&t->optimizer, NULL));
     }
     double *after = download(device, t->optimizer.master, accumulator_of(t), count);
     double *weights = download(device, t->model.weights, device->ops->storage, count);
@@ -489,7 +378,7 @@ static void pieces_equal_whole(void *argument) {
     const StorageType storage = device->ops->storage, accumulator = accumulator_type(storage);
     const int64_t batch = 2, seq_len = 331;
     const int heads = 6, kv_heads = 2, dim = 32;
-    AttentionPlan plan = attention_plan(device, batch, seq_len, heads, kv_heads, dim, true, SIZE_MAX);
+    AttentionPlan plan = attention_plan(device, batch, seq_len, heads, kv_heads, dim, true, SIZE_MAX, NULL);
     AttentionPlan cut = plan;
     cut.kv_heads_per_call = 1;
     cut.piece_len = 128;

@@ -781,7 +781,8 @@ static void set_lighthouse_shape(Case *c) {
                                .levels = s->levels,
                                .log2_pool = s->log2_pool,
                                .tile = s->tile,
-                               .chunks = s->chunks};
+                               .chunks = s->chunks,
+                               .pieces = 1};
     shape->pyramid = level_start(shape, s->levels);
     shape->entries =
         level_entries(shape, s->levels - 1) + (((s->levels - 1) * s->chunks * s->tile) << s->log2_pool);
@@ -975,7 +976,7 @@ static void describe_lighthouse_scatter(Case *c) {
 }
 
 RUN(lighthouse_scatter) {
-    ops->lighthouse_scatter(at[0], at[1], at[2], &c->lighthouse, stream);
+    ops->lighthouse_scatter(at[0], at[1], NULL, at[2], &c->lighthouse, stream);
 }
 
 // Entry by entry, to the tokens it is for.
@@ -1007,7 +1008,7 @@ static void describe_lighthouse_scatter_backward(Case *c) {
 }
 
 RUN(lighthouse_scatter_backward) {
-    ops->lighthouse_scatter_backward(at[0], at[1], at[2], &c->lighthouse, stream);
+    ops->lighthouse_scatter_backward(at[0], at[1], NULL, at[2], &c->lighthouse, stream);
 }
 
 static void describe_swiglu_forward(Case *c) {

@@ -29,7 +29,7 @@ static Options parse(CommandLine line) {
 
 static void parse_and_check(void *argument) {
     Options options = parse(*(CommandLine *)argument);
-    options_check(&options);
+    options_check(&options, 1);
 }
 
 static void check_refused(const char *words, const cJSON *recorded, const char *message) {

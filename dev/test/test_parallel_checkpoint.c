@@ -157,7 +157,7 @@ static SaveOutcome save(const Model *model, const char *out_dir, int64_t step, b
     Saver *saver = saver_create(model->state.communicator, asynchronous);
     cJSON *options = cJSON_CreateObject();
     cJSON_AddStringToObject(options, "lr", "0.002");
-    const SaveRequest request = {out_dir, {step, 32 * step}, options, 640, 36, {10, 0}};
+    const SaveRequest request = {out_dir, {step, 32 * step, 0}, options, options, 640, 36, {10, 0}};
     saver_begin(saver, &model->state, &request);
     const SaveOutcome outcome = saver_finish(saver);
     if (message) snprintf(message, REASON_SIZE, "%s", saver_message(saver));
@@ -276,7 +276,7 @@ static void test_beside_training(void *unused) {
     Saver *saver = saver_create(world, true);
     cJSON *options = cJSON_CreateObject();
     for (int64_t step = 1; step <= 8; step++) {
-        const SaveRequest request = {out_dir, {step, step}, options, 640, 36, {2, 0}};
+        const SaveRequest request = {out_dir, {step, step, 0}, options, options, 640, 36, {2, 0}};
         fill(model, (int)step, 0);
         saver_begin(saver, &model->state, &request);
         fill(model, -1, -1);

@@ -180,7 +180,7 @@ static void *take(Device *device, size_t count, StorageType type) {
 static Layer layer_open(Device *device, const LighthouseShape *shape) {
     Layer l = {.device = device, .shape = *shape};
     const StorageType storage = storage_of(&l), accumulator = accumulator_of(&l);
-    l.inner = lighthouse_attention_plan(device, shape, true, WORKSPACE_BOUND);
+    l.inner = lighthouse_attention_plan(device, shape, true, WORKSPACE_BOUND, NULL);
     l.layer.positions = take(device, position_count(shape), STORAGE_FLOAT32); // as large as an int32
     l.layer.gathered = take(device, 3 * sub_out_count(shape), storage);
     l.layer.sub_out = take(device, sub_out_count(shape), storage);
@@ -281,19 +281,21 @@ static int32_t *run_selection(const Layer *l) {
     return download_positions(l->device, l->layer.positions, &l->shape);
 }
 
+static const LighthouseHalo no_halo; // its sequences are here whole
+
 // The layer's output on qkv, with the positions it has.
 static double *forward(const Layer *l, const double *qkv, const double *angles) {
     rotate(l, qkv, angles);
     lighthouse_gather(l->device, &l->shape, &l->layer, l->qkv);
     lighthouse_attend(l->device, &l->inner, &l->layer, l->workspace);
-    lighthouse_scatter(l->device, &l->shape, &l->layer, l->out);
+    lighthouse_scatter(l->device, &l->shape, &l->layer, &no_halo, l->out);
     return download(l->device, l->out, storage_of(l), out_count(&l->shape));
 }
 
 // The gradient of qkv as it was before it was turned, after a forward with the same angles.
 static double *backward(const Layer *l, const double *grad_out, bool turned) {
     upload(l->device, l->grad_out, storage_of(l), grad_out, out_count(&l->shape));
-    lighthouse_backward(l->device, &l->shape, &l->inner, &l->layer, l->grad_qkv, l->grad_out,
+    lighthouse_backward(l->device, &l->shape, &l->inner, &l->layer, &no_halo, l->grad_qkv, l->grad_out,
                         turned ? l->angles : NULL, l->scratch, l->workspace);
     return download(l->device, l->grad_qkv, storage_of(l), qkv_count(&l->shape));
 }
@@ -620,10 +622,11 @@ static void gather_transposed(const Layer *l, void *out, const void *in) {
                                                l->device->stream);
 }
 static void scatter_map(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse_scatter(out, in, l->layer.positions, &l->shape, l->device->stream);
+    l->device->ops->lighthouse_scatter(out, in, NULL, l->layer.positions, &l->shape, l->device->stream);
 }
 static void scatter_transposed(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse_scatter_backward(out, in, l->layer.positions, &l->shape, l->device->stream);
+    l->device->ops->lighthouse_scatter_backward(out, in, NULL, l->layer.positions, &l->shape,
+                                                l->device->stream);
 }
 
 // <map(x), y> = <x, transposed(y)> for x in `in` and y in `out`, both memory of the layer. With y = x' mapped

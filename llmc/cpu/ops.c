@@ -215,6 +215,24 @@ static void accumulate_rows(void *out, int64_t out_stride, const void *in, int64
     }
 }
 
+static void copy_rows(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
+                      int64_t columns, Stream *stream) {
+    const size_t row_bytes = (size_t)columns * sizeof(storage_t);
+#pragma omp parallel for schedule(static) num_threads(stream->threads)
+    for (int64_t row = 0; row < rows; row++)
+        memcpy((storage_t *)out + row * out_stride, (const storage_t *)in + row * in_stride, row_bytes);
+}
+
+static void round_rows(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
+                       int64_t columns, Stream *stream) {
+#pragma omp parallel for schedule(static) num_threads(stream->threads)
+    for (int64_t row = 0; row < rows; row++) {
+        storage_t *out_row = (storage_t *)out + row * out_stride;
+        const accumulator_t *in_row = (const accumulator_t *)in + row * in_stride;
+        for (int64_t j = 0; j < columns; j++) store(&out_row[j], in_row[j]);
+    }
+}
+
 static void round_to_storage(void *out, const void *in, int64_t count, Stream *stream) {
 #pragma omp parallel for schedule(static) num_threads(stream->threads)
     for (int64_t i = 0; i < count; i++) store((storage_t *)out + i, ((const accumulator_t *)in)[i]);
@@ -258,18 +276,24 @@ const Ops CPU_NAME(ops) = {
     .attention_workspace = CPU_NAME(attention_workspace),
     .attention_forward = CPU_NAME(attention_forward),
     .attention_backward = CPU_NAME(attention_backward),
+    .attention_merge = CPU_NAME(attention_merge),
+    .lighthouse_supported = CPU_NAME(lighthouse_supported),
     .lighthouse_pool_scores = CPU_NAME(lighthouse_pool_scores),
     .lighthouse_select = CPU_NAME(lighthouse_select),
     .lighthouse_gather = CPU_NAME(lighthouse_gather),
     .lighthouse_gather_backward = CPU_NAME(lighthouse_gather_backward),
     .lighthouse_scatter = CPU_NAME(lighthouse_scatter),
     .lighthouse_scatter_backward = CPU_NAME(lighthouse_scatter_backward),
+    .lighthouse_halo = CPU_NAME(lighthouse_halo),
+    .lighthouse_halo_backward = CPU_NAME(lighthouse_halo_backward),
     .swiglu_forward = swiglu_forward,
     .swiglu_backward = swiglu_backward,
     .cross_entropy = cross_entropy,
     .sum = sum,
     .sum_of_squares = sum_of_squares,
     .accumulate_rows = accumulate_rows,
+    .copy_rows = copy_rows,
+    .round_rows = round_rows,
     .round_to_storage = round_to_storage,
     .adamw = adamw,
 };

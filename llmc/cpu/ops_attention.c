@@ -286,3 +286,35 @@ void CPU_NAME(attention_backward)(void *grad_query, void *grad_key, void *grad_v
                 grad_key_block(grad_key, grad_value, &in, block_at(batch, head, first, shape->key_len, shape),
                                thread_scratch(stream));
 }
+
+// --- merge ----------------------------------------------------------------------------------------------
+
+// One query of one head. With d = exp(-|a-b|) the weights are 1/(1+d) and d/(1+d), the larger one for the
+// larger log-sum-exp, and the new one is max(a, b) + log(1+d).
+static void merge_query(accumulator_t *sum, accumulator_t *logsumexp, const storage_t *part, accumulator_t b,
+                        int64_t head_dim, bool first) {
+    const accumulator_t a = first ? -INFINITY : *logsumexp;
+    const accumulator_t ratio = a == b ? 1 : exp(-fabs(a - b)); // also if both are -infinity
+    const accumulator_t larger = 1 / (1 + ratio), smaller = ratio * larger;
+    const accumulator_t keep = a > b ? larger : smaller, add = a > b ? smaller : larger;
+    for (int64_t d = 0; d < head_dim; d++) {
+        const accumulator_t before = a == -INFINITY ? 0 : keep * sum[d];
+        sum[d] = b == -INFINITY ? before : before + add * load(&part[d]);
+    }
+    *logsumexp = (a > b ? a : b) + log1p(ratio);
+}
+
+void CPU_NAME(attention_merge)(void *sum, void *logsumexp, const void *part, const void *part_logsumexp,
+                               const AttentionShape *shape, bool first, Stream *stream) {
+    const int64_t heads = shape->heads, head_dim = shape->head_dim, query_len = shape->query_len;
+#pragma omp parallel for collapse(3) schedule(static) num_threads(stream->threads)
+    for (int64_t batch = 0; batch < shape->batch; batch++)
+        for (int64_t query = 0; query < query_len; query++)
+            for (int64_t head = 0; head < heads; head++)
+                merge_query(
+                    (accumulator_t *)sum + address(shape->output, batch, query, head),
+                    (accumulator_t *)logsumexp + address(shape->logsumexp, batch, query, head),
+                    (const storage_t *)part + ((batch * query_len + query) * heads + head) * head_dim,
+                    ((const accumulator_t *)part_logsumexp)[(batch * heads + head) * query_len + query],
+                    head_dim, first);
+}

@@ -17,3 +17,5 @@ void CPU_NAME(attention_backward)(void *grad_query, void *grad_key, void *grad_v
                                   const void *query, const void *key, const void *value, const void *out,
                                   const void *logsumexp, const AttentionShape *shape, void *workspace,
                                   Stream *stream);
+void CPU_NAME(attention_merge)(void *sum, void *logsumexp, const void *part, const void *part_logsumexp,
+                               const AttentionShape *shape, bool first, Stream *stream);

@@ -2,17 +2,11 @@
 // the outputs from the subsequence, and the transposes of both. All are gathers in a fixed order.
 #pragma once
 #include "rope.cuh"
-
-constexpr int LEVELS_MAX = 8; // kernels are compiled for each number of levels
+#include "select.cuh"
 
 // kernels[levels - 2] of a table of kernels for 2 … LEVELS_MAX levels.
 #define LEVELS_TABLE(kernel)                                                                                 \
     { kernel<2>, kernel<3>, kernel<4>, kernel<5>, kernel<6>, kernel<7>, kernel<8> }
-
-static void check_levels(const LighthouseShape *shape) {
-    if (shape->levels > LEVELS_MAX)
-        fatal("%d levels: Lighthouse attention on CUDA takes at most %d", shape->levels, LEVELS_MAX);
-}
 
 // What the positions and one array [batch, entries, heads_each, head_dim] of the subsequence take.
 static double subsequence_bytes(const LighthouseShape *shape, int heads_each) {
@@ -44,11 +38,6 @@ __device__ inline int64_t pyramid_start(const LighthouseShape &shape, int level)
 // 1/pool^level, exactly.
 __device__ inline float level_weight(const LighthouseShape &shape, int level) {
     return __uint_as_float((uint32_t)(127 - level * shape.log2_pool) << 23);
-}
-
-template <int N> __device__ inline void add_scaled(Floats<N> &sum, float scale, const Floats<N> &values) {
-#pragma unroll
-    for (int i = 0; i < N; i++) sum.x[i] += scale * values.x[i];
 }
 
 // The query heads that one of the heads of qkv is for, and where the first of them stands in a gathered row.
@@ -147,7 +136,7 @@ static void lighthouse_gather(void *gathered, const void *qkv, const int32_t *po
     const int heads = shape->heads + 2 * shape->kv_heads;
     OpScope scope(stream, "lighthouse_gather",
                   sequence_bytes(shape, heads) + subsequence_bytes(shape, 3 * shape->heads));
-    check_levels(shape);
+    check_supported(shape, stream);
     static decltype(&gather_kernel<2>) const kernels[] = LEVELS_TABLE(gather_kernel);
     const int rows = walk_rows(shape);
     const RowGrid launch = sequence_grid(shape, divide_up(shape->seq_len, rows), heads);
@@ -228,7 +217,7 @@ static void lighthouse_gather_backward(void *grad_qkv, const void *grad_gathered
     OpScope scope(stream, "lighthouse_gather_backward",
                   sequence_bytes(shape, heads) + subsequence_bytes(shape, 3 * shape->heads) +
                       (angles ? 8.0 * (double)shape->seq_len * half : 0));
-    check_levels(shape);
+    check_supported(shape, stream);
     static decltype(&gather_backward_kernel<2>) const kernels[] = LEVELS_TABLE(gather_backward_kernel);
     RowGrid launch =
         row_grid(divide_up(shape->seq_len, TURN_TOKENS), (int64_t)heads * (half / (half % 8 == 0 ? 8 : 4)));
@@ -240,36 +229,69 @@ static void lighthouse_gather_backward(void *grad_qkv, const void *grad_gathered
 
 // --- scatter --------------------------------------------------------------------------------------------
 
+// The piece that a block works on, as it would on a whole sequence: blockIdx.z counts the sequences of piece
+// 0, then those of piece 1, …
+struct Piece {
+    int index, batch;
+    int first, tokens; // in the sequence
+};
+
+__device__ inline Piece block_piece(const LighthouseShape &shape, int tokens) {
+    Piece piece = {0, (int)blockIdx.z, 0, tokens};
+    while (piece.batch >= (int)shape.batch) { // there are few pieces
+        piece.batch -= (int)shape.batch;
+        piece.index++;
+        piece.first += tokens;
+    }
+    return piece;
+}
+
+// Where the row of level 1 of a piece starts in a halo [pieces, batch, levels-1, width].
+__device__ inline int64_t halo_start(const LighthouseShape &shape, const Piece &piece, int64_t width) {
+    return (piece.index * shape.batch + piece.batch) * (shape.levels - 1) * width;
+}
+
+// Row `row` of rows that lie `bytes` apart: as a 32-bit product it is one instruction.
+template <typename T> __device__ inline T *row_at(T *rows, int row, int bytes) {
+    return (T *)((const char *)rows + (int64_t)row * bytes);
+}
+
+static RowGrid piece_grid(const LighthouseShape *shape, int64_t rows) {
+    RowGrid launch = sequence_grid(shape, rows, shape->heads);
+    launch.grid.z *= (unsigned)shape->pieces;
+    return launch;
+}
+
 // Tokens that a thread does, its loads for all of them under way together.
 __host__ __device__ constexpr int scatter_tokens(int levels) {
     return levels <= 4 ? 4 : 2;
 }
 
-// A thread per scatter_tokens (grid_row) of a sequence (blockIdx.z) and vector of out's columns
-// (grid_vector). Reads sub_out once from memory, mostly from the caches, and writes out once: 2 bytes per
-// element.
+// A thread per scatter_tokens (grid_row) of a piece (block_piece) and vector of out's columns (grid_vector).
+// Reads sub_out once from memory, mostly from the caches, and writes out once: 2 bytes per element.
 template <int LEVELS>
 __global__ void __launch_bounds__(256)
     scatter_kernel(bf16 *__restrict__ out, const bf16 *__restrict__ sub_out,
-                   const int32_t *__restrict__ positions, LighthouseShape shape) {
+                   const int32_t *__restrict__ positions, LighthouseShape shape, int piece_tokens) {
     constexpr int TOKENS = scatter_tokens(LEVELS);
-    const int64_t batch = blockIdx.z;
-    const int first = (int)grid_row() * TOKENS, tokens = (int)shape.seq_len;
-    const int64_t width = (int64_t)shape.heads * shape.head_dim, column = grid_vector() * WIDTH;
-    if (first >= tokens || column >= width) return;
-    const int head = (int)column / shape.head_dim;
-    const bf16 *from = sub_out + batch * shape.entries * width + column;
-    bf16 *to = out + (batch * shape.seq_len + first) * width + column;
-    const int32_t *places = positions + (batch * shape.heads + head) * shape.pyramid;
+    const Piece piece = block_piece(shape, piece_tokens);
+    const int first = (int)grid_row() * TOKENS, width = shape.heads * shape.head_dim; // first in the piece
+    const int64_t column = grid_vector() * WIDTH;
+    if (first >= piece.tokens || column >= width) return;
+    const int head = (int)column / shape.head_dim, row_bytes = width * (int)sizeof(bf16);
+    const bf16 *from = sub_out + piece.batch * shape.entries * width + column;
+    bf16 *to = out + (piece.batch * shape.seq_len + piece.first + first) * width + column;
+    const int32_t *places = positions + ((int64_t)piece.batch * shape.heads + head) * shape.pyramid;
 
     int32_t position[TOKENS][LEVELS];
 #pragma unroll
     for (int k = 0; k < TOKENS; k++) {
 #pragma unroll
         for (int level = 0; level < LEVELS; level++) {
-            const int token = first + k, index = ((token + 1) >> (level * shape.log2_pool)) - 1;
-            const bool inside = token < tokens && index >= 0;
-            position[k][level] = inside ? places[pyramid_start(shape, level) + index] : -1;
+            const int shift = level * shape.log2_pool;
+            const int start = (int)pyramid_start(shape, level) + (piece.first >> shift) - 1;
+            const int number = (first + k + 1) >> shift; // of the entry in its piece, from 1
+            position[k][level] = first + k < piece.tokens && number > 0 ? places[start + number] : -1;
         }
     }
     uint4 packed[TOKENS][LEVELS];
@@ -277,12 +299,13 @@ __global__ void __launch_bounds__(256)
     for (int k = 0; k < TOKENS; k++) {
 #pragma unroll
         for (int level = 0; level < LEVELS; level++)
-            packed[k][level] = position[k][level] < 0 ? make_uint4(0, 0, 0, 0)
-                                                      : load_packed(from + position[k][level] * width);
+            packed[k][level] = position[k][level] < 0
+                                   ? make_uint4(0, 0, 0, 0)
+                                   : load_packed(row_at(from, position[k][level], row_bytes));
     }
 #pragma unroll
     for (int k = 0; k < TOKENS; k++) {
-        if (first + k >= tokens) break;
+        if (first + k >= piece.tokens) break;
         Floats<8> sum = {};
 #pragma unroll
         for (int level = 0; level < LEVELS; level++) add_scaled(sum, 1, unpack(packed[k][level]));
@@ -290,56 +313,159 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-static void lighthouse_scatter(void *out, const void *sub_out, const int32_t *positions,
+// The first pool^(levels-1) - 1 tokens of a piece once more, with what they get from the piece before: a
+// thread per token (grid_row) of a piece (block_piece) and vector of out's columns (grid_vector). They are
+// few.
+__global__ void __launch_bounds__(256)
+    scatter_first_kernel(bf16 *__restrict__ out, const bf16 *__restrict__ sub_out,
+                         const bf16 *__restrict__ halo, const int32_t *__restrict__ positions,
+                         LighthouseShape shape, int piece_tokens) {
+    const Piece piece = block_piece(shape, piece_tokens);
+    const int token = (int)grid_row(), width = shape.heads * shape.head_dim; // token in the piece
+    const int64_t column = grid_vector() * WIDTH;
+    if (token + 1 >= 1 << ((shape.levels - 1) * shape.log2_pool) || column >= width) return;
+    const int64_t head = column / shape.head_dim;
+    const int32_t *places = positions + (piece.batch * shape.heads + head) * shape.pyramid;
+    Floats<8> sum = {};
+    for (int level = 0; level < shape.levels; level++) {
+        const int shift = level * shape.log2_pool, number = (token + 1) >> shift;
+        const int64_t start = pyramid_start(shape, level) + (piece.first >> shift) - 1;
+        const int64_t position = number > 0 ? places[start + number] : -1;
+        if (number == 0)
+            add_scaled(sum, 1,
+                       load<8>(halo + halo_start(shape, piece, width) + (level - 1) * width + column));
+        else if (position >= 0)
+            add_scaled(sum, 1, load<8>(sub_out + (piece.batch * shape.entries + position) * width + column));
+    }
+    store(out + (piece.batch * shape.seq_len + piece.first + token) * width + column, sum);
+}
+
+static void lighthouse_scatter(void *out, const void *sub_out, const void *halo, const int32_t *positions,
                                const LighthouseShape *shape, Stream *stream) {
     OpScope scope(stream, "lighthouse_scatter",
                   sequence_bytes(shape, shape->heads) + subsequence_bytes(shape, shape->heads));
-    check_levels(shape);
+    check_supported(shape, stream);
     static decltype(&scatter_kernel<2>) const kernels[] = LEVELS_TABLE(scatter_kernel);
-    const int64_t rows = divide_up(shape->seq_len, scatter_tokens(shape->levels));
-    const RowGrid launch = sequence_grid(shape, rows, shape->heads);
+    const int64_t tokens = shape->seq_len / shape->pieces;
+    const RowGrid launch = piece_grid(shape, divide_up(tokens, scatter_tokens(shape->levels)));
     auto kernel = kernels[shape->levels - 2];
     kernel<<<launch.grid, launch.block, 0, stream->cuda>>>((bf16 *)out, (const bf16 *)sub_out, positions,
-                                                           *shape);
+                                                           *shape, (int)tokens);
+    if (!halo) return;
+    const RowGrid first = piece_grid(shape, (1 << ((shape->levels - 1) * shape->log2_pool)) - 1);
+    scatter_first_kernel<<<first.grid, first.block, 0, stream->cuda>>>(
+        (bf16 *)out, (const bf16 *)sub_out, (const bf16 *)halo, positions, *shape, (int)tokens);
 }
 
-// With u = token + 1 an entry's output went to a block of u's: block index + 1 of its level, of which the
-// last, at u = seq_len, is cut off after its first. So this is a walk as gather's, over u's. Reads grad_out
-// once and writes each selected entry: 2 bytes per element.
+// With u = token + 1, of tokens numbered in their piece, an entry's output went to a block of u's: block
+// index + 1 of its level, of which the last, at u = the piece's tokens, is cut off after its first; what went
+// beyond is in grad_halo. So this is a walk as gather's, over u's. Reads grad_out once and writes each
+// selected entry: 2 bytes per element.
 template <int LEVELS>
 __global__ void __launch_bounds__(256)
     scatter_backward_kernel(bf16 *__restrict__ grad_sub_out, const bf16 *__restrict__ grad_out,
-                            const int32_t *__restrict__ positions, LighthouseShape shape, int rows) {
-    const int64_t batch = blockIdx.z;
-    const int first = (int)grid_row() * rows, tokens = (int)shape.seq_len;
-    const int64_t width = (int64_t)shape.heads * shape.head_dim, column = grid_vector() * WIDTH;
-    if (first > tokens || column >= width) return;
-    const int head = (int)column / shape.head_dim;
-    const bf16 *from = grad_out + batch * shape.seq_len * width + column;
-    bf16 *to = grad_sub_out + batch * shape.entries * width + column;
-    const int32_t *places = positions + (batch * shape.heads + head) * shape.pyramid;
+                            const float *__restrict__ grad_halo, const int32_t *__restrict__ positions,
+                            LighthouseShape shape, int piece_tokens, int rows) {
+    const Piece piece = block_piece(shape, piece_tokens);
+    const int first = (int)grid_row() * rows, width = shape.heads * shape.head_dim;
+    const int64_t column = grid_vector() * WIDTH;
+    if (first > piece.tokens || column >= width) return;
+    const int head = (int)column / shape.head_dim, row_bytes = width * (int)sizeof(bf16);
+    const bf16 *from = grad_out + (piece.batch * shape.seq_len + piece.first - 1) * width + column;
+    bf16 *to = grad_sub_out + piece.batch * shape.entries * width + column;
+    const int32_t *places = positions + ((int64_t)piece.batch * shape.heads + head) * shape.pyramid;
 
     auto load = [&](int u) {
-        return u > 0 ? load_streaming(from + (int64_t)(u - 1) * width) : make_uint4(0, 0, 0, 0);
+        return u > 0 ? load_streaming(row_at(from, u, row_bytes)) : make_uint4(0, 0, 0, 0);
     };
     auto place = [&](int level, int block) {
-        return block > 0 ? places[pyramid_start(shape, level) + block - 1] : -1;
+        const int start = (int)pyramid_start(shape, level) + (piece.first >> (level * shape.log2_pool)) - 1;
+        return block > 0 ? places[start + block] : -1;
     };
-    auto put = [&](int, int, int32_t position, const Floats<8> &sum) {
-        if (position >= 0) store(to + position * width, sum);
+    auto put = [&](int level, int block, int32_t position, const Floats<8> &sum) {
+        if (position < 0) return;
+        Floats<8> total = sum;
+        if (level > 0 && grad_halo && block == piece.tokens >> (level * shape.log2_pool))
+            add_scaled(total, 1,
+                       ::load<8>(grad_halo + halo_start(shape, piece, width) + (level - 1) * width + column));
+        store(row_at(to, position, row_bytes), total);
     };
-    walk<LEVELS>(first, min(first + rows, tokens + 1), tokens, shape.log2_pool, load, place, put);
+    walk<LEVELS>(first, min(first + rows, piece.tokens + 1), piece.tokens, shape.log2_pool, load, place, put);
 }
 
-static void lighthouse_scatter_backward(void *grad_sub_out, const void *grad_out, const int32_t *positions,
-                                        const LighthouseShape *shape, Stream *stream) {
+static void lighthouse_scatter_backward(void *grad_sub_out, const void *grad_out, const void *grad_halo,
+                                        const int32_t *positions, const LighthouseShape *shape,
+                                        Stream *stream) {
     OpScope scope(stream, "lighthouse_scatter_backward",
                   sequence_bytes(shape, shape->heads) + subsequence_bytes(shape, shape->heads));
-    check_levels(shape);
+    check_supported(shape, stream);
     static decltype(&scatter_backward_kernel<2>) const kernels[] = LEVELS_TABLE(scatter_backward_kernel);
     const int rows = walk_rows(shape);
-    const RowGrid launch = sequence_grid(shape, divide_up(shape->seq_len + 1, rows), shape->heads);
+    const int64_t tokens = shape->seq_len / shape->pieces;
+    const RowGrid launch = piece_grid(shape, divide_up(tokens + 1, rows));
     auto kernel = kernels[shape->levels - 2];
     kernel<<<launch.grid, launch.block, 0, stream->cuda>>>((bf16 *)grad_sub_out, (const bf16 *)grad_out,
-                                                           positions, *shape, rows);
+                                                           (const float *)grad_halo, positions, *shape,
+                                                           (int)tokens, rows);
+}
+
+// --- what crosses from piece to piece -------------------------------------------------------------------
+// A few vectors: nothing is tuned.
+
+// Vectors [levels-1, heads, head_dim] of a halo, for each piece and sequence.
+static double halo_elements(const LighthouseShape *shape) {
+    return (double)shape->pieces * (double)shape->batch * (shape->levels - 1) * shape->heads *
+           shape->head_dim;
+}
+
+// A thread per vector of a level's columns (grid_vector), with the levels from 1 on in blockIdx.x.
+__global__ void halo_kernel(bf16 *__restrict__ halo, const bf16 *__restrict__ sub_out,
+                            const int32_t *__restrict__ positions, LighthouseShape shape, int piece_tokens) {
+    const Piece piece = block_piece(shape, piece_tokens);
+    const int level = 1 + (int)grid_row();
+    const int64_t width = (int64_t)shape.heads * shape.head_dim, column = grid_vector() * WIDTH;
+    if (level >= shape.levels || column >= width) return;
+    const int64_t head = column / shape.head_dim;
+    const int64_t last = ((piece.first + piece.tokens) >> (level * shape.log2_pool)) - 1;
+    const int64_t position =
+        positions[(piece.batch * shape.heads + head) * shape.pyramid + pyramid_start(shape, level) + last];
+    store_packed(halo + halo_start(shape, piece, width) + (level - 1) * width + column,
+                 position < 0
+                     ? make_uint4(0, 0, 0, 0)
+                     : load_packed(sub_out + (piece.batch * shape.entries + position) * width + column));
+}
+
+static void lighthouse_halo(void *halo, const void *sub_out, const int32_t *positions,
+                            const LighthouseShape *shape, Stream *stream) {
+    OpScope scope(stream, "lighthouse_halo", 4.0 * halo_elements(shape));
+    const RowGrid launch = piece_grid(shape, shape->levels - 1);
+    halo_kernel<<<launch.grid, launch.block, 0, stream->cuda>>>(
+        (bf16 *)halo, (const bf16 *)sub_out, positions, *shape, (int)(shape->seq_len / shape->pieces));
+}
+
+// A thread per vector of grad_out's columns: each level's sum goes on where that of the level before ends.
+__global__ void halo_backward_kernel(float *__restrict__ grad_halo, const bf16 *__restrict__ grad_out,
+                                     LighthouseShape shape, int piece_tokens) {
+    const Piece piece = block_piece(shape, piece_tokens);
+    const int64_t width = (int64_t)shape.heads * shape.head_dim, column = grid_vector() * WIDTH;
+    if (grid_row() > 0 || column >= width) return;
+    const bf16 *from = grad_out + (piece.batch * shape.seq_len + piece.first) * width + column;
+    float *to = grad_halo + halo_start(shape, piece, width) + column;
+    Floats<8> sum = {};
+    for (int level = 1, token = 0; level < shape.levels; level++) {
+        const int end = (1 << (level * shape.log2_pool)) - 1;
+#pragma unroll 8
+        for (; token < end; token++) add_scaled(sum, 1, load<8>(from + token * width));
+        store(to + (level - 1) * width, sum);
+    }
+}
+
+static void lighthouse_halo_backward(void *grad_halo, const void *grad_out, const LighthouseShape *shape,
+                                     Stream *stream) {
+    const double tokens = (double)((int64_t)1 << ((shape->levels - 1) * shape->log2_pool));
+    OpScope scope(stream, "lighthouse_halo_backward",
+                  halo_elements(shape) * (4 + 2 * tokens / (shape->levels - 1)));
+    const RowGrid launch = piece_grid(shape, 1);
+    halo_backward_kernel<<<launch.grid, launch.block, 0, stream->cuda>>>(
+        (float *)grad_halo, (const bf16 *)grad_out, *shape, (int)(shape->seq_len / shape->pieces));
 }

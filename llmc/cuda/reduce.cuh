@@ -78,16 +78,9 @@ static void sum_of_squares(double *out, const void *x, int64_t count, Stream *st
 
 // --- conversions ----------------------------------------------------------------------------------------
 
-// N = 8: rows and strides are whole vectors; N = 1: any.
-// Reads in once, reads and writes out once: 10 bytes per element; 1 operation.
-template <int N>
-__global__ void accumulate_rows_kernel(float *__restrict__ out, int64_t out_stride,
-                                       const bf16 *__restrict__ in, int64_t in_stride, int64_t rows,
-                                       int64_t columns) {
-    const int64_t row = grid_row(), column = grid_vector() * N;
-    if (row >= rows || column >= columns) return;
-    float *to = out + row * out_stride + column;
-    const bf16 *from = in + row * in_stride + column;
+// What is done with N neighbouring elements follows from their types: in is added to an accumulator, copied
+// as it is, or rounded to storage.
+template <int N> __device__ inline void transfer(float *to, const bf16 *from) {
     if constexpr (N == 1) {
         *to += __bfloat162float(*from);
     } else {
@@ -99,16 +92,57 @@ __global__ void accumulate_rows_kernel(float *__restrict__ out, int64_t out_stri
     }
 }
 
-static void accumulate_rows(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
-                            int64_t columns, Stream *stream) {
-    OpScope scope(stream, "accumulate_rows", 10.0 * (double)rows * (double)columns);
+template <int N> __device__ inline void transfer(bf16 *to, const bf16 *from) {
+    if constexpr (N == 1)
+        *to = *from;
+    else
+        store_packed(to, load_packed(from));
+}
+
+template <int N> __device__ inline void transfer(bf16 *to, const float *from) {
+    if constexpr (N == 1)
+        *to = __float2bfloat16_rn(*from);
+    else
+        store(to, load<N>(from));
+}
+
+// N = 8: rows and strides are whole vectors; N = 1: any. Reads in once and writes out once, to accumulate
+// reads it too: 10 bytes per element to accumulate, 4 to copy, 6 to round; at most 1 operation.
+template <int N, typename Out, typename In>
+__global__ void rows_kernel(Out *__restrict__ out, int64_t out_stride, const In *__restrict__ in,
+                            int64_t in_stride, int64_t rows, int64_t columns) {
+    const int64_t row = grid_row(), column = grid_vector() * N;
+    if (row >= rows || column >= columns) return;
+    transfer<N>(out + row * out_stride + column, in + row * in_stride + column);
+}
+
+template <typename Out, typename In>
+static void transfer_rows(Out *out, int64_t out_stride, const In *in, int64_t in_stride, int64_t rows,
+                          int64_t columns, Stream *stream) {
     if (rows == 0 || columns == 0) return;
     const bool whole =
         (columns | out_stride | in_stride) % WIDTH == 0 && ((uintptr_t)out | (uintptr_t)in) % 16 == 0;
     const RowGrid shape = row_grid(rows, whole ? columns / WIDTH : columns);
-    auto kernel = whole ? accumulate_rows_kernel<WIDTH> : accumulate_rows_kernel<1>;
-    kernel<<<shape.grid, shape.block, 0, stream->cuda>>>((float *)out, out_stride, (const bf16 *)in,
-                                                         in_stride, rows, columns);
+    auto kernel = whole ? rows_kernel<WIDTH, Out, In> : rows_kernel<1, Out, In>;
+    kernel<<<shape.grid, shape.block, 0, stream->cuda>>>(out, out_stride, in, in_stride, rows, columns);
+}
+
+static void accumulate_rows(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
+                            int64_t columns, Stream *stream) {
+    OpScope scope(stream, "accumulate_rows", 10.0 * (double)rows * (double)columns);
+    transfer_rows((float *)out, out_stride, (const bf16 *)in, in_stride, rows, columns, stream);
+}
+
+static void copy_rows(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
+                      int64_t columns, Stream *stream) {
+    OpScope scope(stream, "copy_rows", 4.0 * (double)rows * (double)columns);
+    transfer_rows((bf16 *)out, out_stride, (const bf16 *)in, in_stride, rows, columns, stream);
+}
+
+static void round_rows(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
+                       int64_t columns, Stream *stream) {
+    OpScope scope(stream, "round_rows", 6.0 * (double)rows * (double)columns);
+    transfer_rows((bf16 *)out, out_stride, (const float *)in, in_stride, rows, columns, stream);
 }
 
 // A thread takes a vector of 8 elements; the thread after the last whole vector takes what is left over.

@@ -288,6 +288,41 @@ __global__ void __launch_bounds__(SELECT_THREADS, 2)
     }
 }
 
+// --- what a GPU takes -----------------------------------------------------------------------------------
+
+constexpr int LEVELS_MAX = 8; // the kernels of lighthouse.cuh are compiled for each number of levels
+
+static int64_t select_parent_bytes(const LighthouseShape *shape) {
+    return (int64_t)(shape->levels - 1) * shape->tile * (int64_t)sizeof(int32_t);
+}
+
+// What select_kernel can have of shared memory, which is all of a multiprocessor's but 1 KiB of the system's.
+static int64_t select_memory_bytes(const Stream *stream) {
+    return (int64_t)stream->shared_memory - 1024 - (int64_t)sizeof(SelectShared);
+}
+
+static bool lighthouse_supported(const LighthouseShape *shape, char *reason, size_t reason_size,
+                                 const Stream *stream) {
+    const int64_t picks = select_memory_bytes(stream) / (int64_t)sizeof(int32_t);
+    if (shape->levels > LEVELS_MAX)
+        snprintf(reason, reason_size, "--levels %d is more than CUDA devices take: at most %d", shape->levels,
+                 LEVELS_MAX);
+    else if ((shape->levels - 1) * (int64_t)shape->tile > picks)
+        snprintf(
+            reason, reason_size,
+            "--topk-tile %d in each of --levels %d - 1 is more than this GPU's shared memory takes: at most "
+            "%ld, or fewer levels",
+            shape->tile, shape->levels, (long)(picks / (shape->levels - 1) / 2 * 2));
+    else
+        return true;
+    return false;
+}
+
+static void check_supported(const LighthouseShape *shape, const Stream *stream) {
+    char reason[256];
+    if (!lighthouse_supported(shape, reason, sizeof(reason), stream)) fatal("%s", reason);
+}
+
 static void lighthouse_select(int32_t *positions, const void *scores, const LighthouseShape *shape,
                               Stream *stream) {
     const double heads = (double)shape->batch * shape->heads;
@@ -295,14 +330,9 @@ static void lighthouse_select(int32_t *positions, const void *scores, const Ligh
     OpScope scope(
         stream, "lighthouse_select",
         heads * (4.0 * (double)shape->pyramid + 8.0 * (double)(shape->entries - children * shape->chunks)));
+    check_supported(shape, stream);
     const int64_t coarsest = level_entries(shape, shape->levels - 1) / shape->chunks;
-    const int64_t parents = (int64_t)(shape->levels - 1) * shape->tile * (int64_t)sizeof(int32_t);
-    // A block can have all of a multiprocessor's shared memory but 1 KiB of the system's.
-    const int64_t room = (int64_t)stream->shared_memory - 1024 - (int64_t)sizeof(SelectShared) - parents;
-    if (room < 0)
-        fatal("%d levels with %d picks a chunk: this GPU's shared memory has room for %ld picks in all; "
-              "fewer levels or a smaller topk-tile would fit",
-              shape->levels, shape->tile, (long)((room + parents) / (int64_t)sizeof(int32_t)));
+    const int64_t parents = select_parent_bytes(shape), room = select_memory_bytes(stream) - parents;
     const int64_t cached = min_i64(max_i64(coarsest, children), room / (int64_t)sizeof(uint2));
     const size_t shared = (size_t)(cached * (int64_t)sizeof(uint2) + parents);
     CUDA_CHECK(cudaFuncSetAttribute(select_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));

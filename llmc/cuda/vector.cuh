@@ -120,6 +120,11 @@ template <int N> __device__ inline void store(float *to, const Floats<N> &values
             make_float4(values.x[i], values.x[i + 1], values.x[i + 2], values.x[i + 3]);
 }
 
+template <int N> __device__ inline void add_scaled(Floats<N> &sum, float scale, const Floats<N> &values) {
+#pragma unroll
+    for (int i = 0; i < N; i++) sum.x[i] += scale * values.x[i];
+}
+
 // --- sums over threads ----------------------------------------------------------------------------------
 
 constexpr int WARP = 32;

@@ -1,0 +1,57 @@
+// A small model of odd sizes that tests of the whole step run on, on any device.
+#pragma once
+#include "test.h"
+
+#include "../../llmc/training.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+extern const OptimizerSettings usual_optimizer;
+
+// A model and its optimizer, allocated and with initial weights of seed 1.
+Training *training_open(Device *device, const ModelConfig *config, const ModelSettings *settings,
+                        const OptimizerSettings *optimizer);
+void training_close(Training *t);
+
+StorageType accumulator_of(const Training *t);
+
+// Sets all weights, and the master weights of an optimizer that is not sharded, from
+// values[parameters.elements].
+void set_weights(Training *t, const double *values);
+
+// The caller frees them.
+double *get_gradients(const Training *t);
+
+// The gradients' bytes, for comparisons to the bit. The caller frees them.
+void *gradient_bytes(const Training *t, size_t *size);
+
+// Compares every parameter's values on their own: a small tensor must not hide behind a large one.
+void check_parameters(const ParameterTable *table, const double *a, const double *b, double tolerance);
+
+// The odd model: grouped queries, three layers. With selection the first is dense all the same: before any
+// attention equal tokens have equal norms, and rounding would choose.
+extern const ModelConfig odd_config;
+extern const bool odd_dense_layers[];
+
+enum { ODD_BATCH = 2, ODD_SEQ_LEN = 204, ODD_ROWS = ODD_BATCH * ODD_SEQ_LEN };
+
+typedef struct {
+    int32_t inputs[ODD_ROWS], targets[ODD_ROWS];
+} OddBatch;
+
+OddBatch odd_batch(void);
+ModelSettings odd_settings(bool selection);
+Training *odd_training(Device *device, ModelSettings settings);
+
+// Random weights that bfloat16 holds exactly, so that every device computes the same function. The caller
+// frees them.
+double *odd_weights(const ParameterTable *table);
+
+// The mean loss of a batch, whose gradients the model then holds.
+double accumulate(Training *t, const OddBatch *batch);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,520 @@
+// Steps of several ranks against the same step of one: run by mpirun, every rank the same tests.
+#include "small_model.h"
+
+#include "../../llmc/attention.h"
+#include "../../llmc/context.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// 16 chunks of 5 coarsest entries: up to 8 ranks can share a sequence.
+enum { SEQ_LEN = 320, HEADS = 6 };
+
+typedef struct {
+    Device *device;
+    Communicator communicator; // divided for this setup
+    Collectives *collectives;
+    bool selection;
+} Setup;
+
+static Group data_group(const Setup *s) {
+    return s->communicator.groups[GROUP_DATA];
+}
+static Group context_group(const Setup *s) {
+    return s->communicator.groups[GROUP_CONTEXT];
+}
+
+static ModelSettings settings_of(const Setup *s, bool whole, int64_t micro_steps) {
+    ModelSettings settings = {.batch = 1,
+                              .seq_len = whole ? SEQ_LEN : SEQ_LEN / context_group(s).size,
+                              .micro_steps = micro_steps,
+                              .deterministic = true,
+                              .selection = s->selection,
+                              .lighthouse = {3, 2, 64, 4},
+                              .dense_layers = odd_dense_layers,
+                              .collectives = whole ? NULL : s->collectives};
+    return settings;
+}
+
+static double tolerance_of(const Setup *s) {
+    const StorageType storage = s->device->ops->storage;
+    return storage == STORAGE_FLOAT64 ? 1e-10 : storage == STORAGE_FLOAT32 ? 1e-5 : 2e-2;
+}
+
+// --- one table's values in another's layout -------------------------------------------------------------
+
+// From the layout of a table for several ranks to that for one (spread: the other way).
+static double *relaid(const ParameterTable *table, const double *values, bool spread) {
+    double *other = (double *)host_allocate((size_t)(spread ? table->elements : table->flat_elements),
+                                            sizeof(double), "values");
+    for (int i = 0; i < table->bucket_count; i++) {
+        const ParameterBucket *b = &table->buckets[i];
+        memcpy(other + (spread ? b->offset : b->flat_offset), values + (spread ? b->flat_offset : b->offset),
+               (size_t)b->flat_count * sizeof(double));
+    }
+    return other;
+}
+
+// --- a step on one rank and on all ----------------------------------------------------------------------
+
+// `micro_steps` micro-steps of one sequence for each data-parallel group.
+typedef struct {
+    int count;                 // of sequences
+    int32_t *inputs, *targets; // [count, SEQ_LEN]
+} Sequences;
+
+static Sequences random_sequences(const Setup *s, int64_t micro_steps) {
+    Sequences sequences = {.count = (int)micro_steps * data_group(s).size};
+    const size_t tokens = (size_t)sequences.count * SEQ_LEN;
+    sequences.inputs = (int32_t *)host_allocate(tokens, sizeof(int32_t), "tokens");
+    sequences.targets = (int32_t *)host_allocate(tokens, sizeof(int32_t), "tokens");
+    for (size_t i = 0; i < tokens; i++) {
+        sequences.inputs[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
+        sequences.targets[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
+    }
+    return sequences;
+}
+
+static void free_sequences(Sequences *sequences) {
+    free(sequences->inputs);
+    free(sequences->targets);
+}
+
+typedef struct {
+    double loss;
+    double *gradients;     // as one rank's table has them
+    int32_t *positions[3]; // [HEADS, pyramid] of each layer with selection: what was selected in the last
+                           // sequence of this rank's
+} Outcome;
+
+static void free_outcome(Outcome *outcome) {
+    free(outcome->gradients);
+    for (size_t layer = 0; layer < COUNT_OF(outcome->positions); layer++) free(outcome->positions[layer]);
+}
+
+static void keep_positions(const Training *t, Outcome *outcome) {
+    const size_t count = (size_t)(HEADS * t->model.lighthouse.pyramid);
+    for (int64_t layer = 0; layer < t->model.config.layers; layer++) {
+        if (t->model.layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
+        outcome->positions[layer] = (int32_t *)host_allocate(count, sizeof(int32_t), "positions");
+        t->device->download(t->device, outcome->positions[layer],
+                            model_lighthouse_layer(&t->model, layer).positions, count * sizeof(int32_t));
+    }
+}
+
+static Outcome step_of_one(const Setup *s, const double *weights, const Sequences *sequences) {
+    const ModelSettings settings = settings_of(s, true, sequences->count);
+    Training *t = odd_training(s->device, settings);
+    Outcome outcome = {0};
+    set_weights(t, weights);
+    model_zero_gradients(&t->model);
+    const int last = sequences->count - data_group(s).size + data_group(s).rank;
+    for (int i = 0; i < sequences->count; i++) {
+        model_accumulate(&t->model, i, sequences->inputs + i * SEQ_LEN, sequences->targets + i * SEQ_LEN,
+                         1.0 / (SEQ_LEN * sequences->count), NULL);
+        if (i == last) keep_positions(t, &outcome);
+    }
+    outcome.loss = model_losses(&t->model);
+    outcome.gradients = get_gradients(t);
+    training_close(t);
+    return outcome;
+}
+
+static void accumulate_parallel(const Setup *s, Training *t, const Sequences *sequences) {
+    const Group data = data_group(s), context = context_group(s);
+    const int64_t tokens = t->model.settings.seq_len, micro_steps = t->model.settings.micro_steps;
+    int32_t inputs[SEQ_LEN], targets[SEQ_LEN];
+    const GradientsReady reduction = optimizer_reduction(&t->optimizer);
+    model_zero_gradients(&t->model);
+    for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
+        const int64_t sequence = micro_step * data.size + data.rank;
+        context_slice(inputs, sequences->inputs + sequence * SEQ_LEN, context, tokens);
+        context_slice(targets, sequences->targets + sequence * SEQ_LEN, context, tokens);
+        model_accumulate(&t->model, micro_step, inputs, targets, 1.0 / (SEQ_LEN * sequences->count),
+                         micro_step + 1 == micro_steps ? &reduction : NULL);
+    }
+}
+
+static Training *parallel_training(const Setup *s, ModelSettings settings, bool sharded,
+                                   const double *weights) {
+    OptimizerSettings optimizer = usual_optimizer;
+    optimizer.sharded = sharded;
+    Training *t = training_open(s->device, &odd_config, &settings, &optimizer);
+    double *spread = relaid(&t->model.parameters, weights, true);
+    set_weights(t, spread);
+    free(spread);
+    return t;
+}
+
+static Outcome outcome_of(const Setup *s, Training *t) {
+    Outcome outcome = {.loss = model_losses(&t->model)};
+    communicator_sum(&s->communicator, &outcome.loss, 1, "the loss");
+    optimizer_grad_norm(&t->optimizer, NULL); // waits for the sums
+    double *gradients = get_gradients(t);
+    outcome.gradients = relaid(&t->model.parameters, gradients, false);
+    free(gradients);
+    keep_positions(t, &outcome);
+    return outcome;
+}
+
+static double *shared_weights(void) {
+    ParameterTable table = parameter_table_create(&odd_config, 1);
+    double *weights = odd_weights(&table);
+    parameter_table_free(&table);
+    return weights;
+}
+
+// --- selections -----------------------------------------------------------------------------------------
+
+// What this rank holds of a selection [HEADS, pyramid] of whole sequences.
+static int32_t *positions_here(const Setup *s, const int32_t *whole) {
+    const LighthouseSettings settings = {3, 2, 64, 4};
+    const Group context = context_group(s);
+    const LighthouseShape all = lighthouse_shape(&settings, 1, SEQ_LEN, HEADS, 2, 32);
+    const LighthouseShape part = lighthouse_part(all, context.size);
+    int32_t *here = (int32_t *)host_allocate((size_t)(HEADS * part.pyramid), sizeof(int32_t), "positions");
+    const int64_t piece_entries = part.entries / part.pieces;
+    for (int head = 0; head < HEADS; head++)
+        for (int level = 0; level < all.levels; level++) {
+            const int64_t count = level_entries(&part, level), piece_count = count / part.pieces;
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t piece = i / piece_count, tokens = part.seq_len / part.pieces;
+                const int64_t shift =
+                    context_position(context, part.seq_len, piece * tokens) / tokens - piece;
+                const int32_t position =
+                    whole[head * all.pyramid + level_start(&all, level) + i + shift * piece_count];
+                here[head * part.pyramid + level_start(&part, level) + i] =
+                    position < 0 ? -1 : position - (int32_t)(shift * piece_entries);
+            }
+        }
+    return here;
+}
+
+// How many places of the selection differ from the whole sequence's, of how many.
+static int64_t different_picks(const Setup *s, const Outcome *whole, const Outcome *part, int64_t *of) {
+    int64_t different = 0;
+    for (size_t layer = 0; layer < COUNT_OF(whole->positions); layer++) {
+        if (!whole->positions[layer]) continue;
+        int32_t *expected = positions_here(s, whole->positions[layer]);
+        const LighthouseSettings settings = {3, 2, 64, 4};
+        const int64_t count = HEADS * lighthouse_part(lighthouse_shape(&settings, 1, SEQ_LEN, HEADS, 2, 32),
+                                                      context_group(s).size)
+                                          .pyramid;
+        for (int64_t i = 0; i < count; i++) different += (expected[i] < 0) != (part->positions[layer][i] < 0);
+        if (s->device->ops->storage != STORAGE_BFLOAT16)
+            check(!memcmp(expected, part->positions[layer], (size_t)count * sizeof(int32_t)),
+                  "layer %zu: the selection is not that of one rank", layer);
+        *of += count;
+        free(expected);
+    }
+    return different;
+}
+
+static void give_positions(const Setup *s, Training *t, const Outcome *whole) {
+    for (int64_t layer = 0; layer < t->model.config.layers; layer++) {
+        if (t->model.layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
+        int32_t *here = positions_here(s, whole->positions[layer]);
+        t->device->upload(t->device, model_lighthouse_layer(&t->model, layer).positions, here,
+                          (size_t)(HEADS * t->model.lighthouse.pyramid) * sizeof(int32_t));
+        free(here);
+    }
+    t->model.selection_given = true;
+}
+
+// --- the tests ------------------------------------------------------------------------------------------
+
+static void check_outcome(const Setup *s, const Outcome *part, const Outcome *whole) {
+    ParameterTable table = parameter_table_create(&odd_config, 1);
+    const StorageType storage = s->device->ops->storage;
+    check_close("loss", &part->loss, &whole->loss, 1,
+                storage == STORAGE_BFLOAT16 ? 1e-3 : tolerance_of(s) / 10);
+    check_parameters(&table, part->gradients, whole->gradients, tolerance_of(s));
+    parameter_table_free(&table);
+}
+
+// The selection is replayed in bfloat16, where near-ties would be picked differently.
+static void step_equals_one_ranks(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    const bool replays = s->selection && s->device->ops->storage == STORAGE_BFLOAT16;
+    const int64_t micro_steps = replays ? 1 : 2;
+    const Sequences sequences = random_sequences(s, micro_steps);
+    double *weights = shared_weights();
+    Outcome whole = step_of_one(s, weights, &sequences);
+    Training *t = parallel_training(s, settings_of(s, false, micro_steps), false, weights);
+    if (replays) give_positions(s, t, &whole);
+    accumulate_parallel(s, t, &sequences);
+    Outcome part = outcome_of(s, t);
+    check_outcome(s, &part, &whole);
+    int64_t of = 0;
+    if (!replays) different_picks(s, &whole, &part, &of);
+    if (replays) {
+        t->model.selection_given = false;
+        accumulate_parallel(s, t, &sequences);
+        Outcome free_running = outcome_of(s, t);
+        double counts[2] = {(double)different_picks(s, &whole, &free_running, &of), 0};
+        counts[1] = (double)of;
+        communicator_sum(&s->communicator, counts, 2, "the picks");
+        check(counts[0] <= 0.05 * counts[1], "%.0f of %.0f picks differ", counts[0], counts[1]);
+        printf("     %.3f%% of %.0f entries are picked differently when nothing is replayed\n",
+               100 * counts[0] / counts[1], counts[1]);
+        free_outcome(&free_running);
+    }
+    training_close(t);
+    free_outcome(&whole);
+    free_outcome(&part);
+    free(weights);
+    free_sequences((Sequences *)&sequences);
+}
+
+// As the published implementation does it: outputs end with the piece they come from. The comparison must
+// see it.
+static void a_clipped_halo_is_seen(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    const Sequences sequences = random_sequences(s, 1);
+    double *weights = shared_weights();
+    Outcome whole = step_of_one(s, weights, &sequences);
+    Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
+    const LighthouseHalo clipped = {0};
+    const LighthouseHalo halo = t->model.halo;
+    t->model.halo = clipped;
+    accumulate_parallel(s, t, &sequences);
+    Outcome part = outcome_of(s, t);
+    t->model.halo = halo;
+    const Parameter *p = parameter_find(&t->model.parameters, PARAM_ATTENTION_OUT, 1);
+    const int64_t first = p->offset - t->model.parameters.buckets[p->bucket].offset +
+                          t->model.parameters.buckets[p->bucket].flat_offset;
+    double difference = 0, norm = 0;
+    for (int64_t i = first; i < first + p->count; i++) {
+        difference += pow(part.gradients[i] - whole.gradients[i], 2);
+        norm += pow(whole.gradients[i], 2);
+    }
+    const double beyond_any_tolerance = 0.04;
+    check(sqrt(difference / norm) > beyond_any_tolerance, "clipping makes only %g of difference",
+          sqrt(difference / norm));
+    training_close(t);
+    free_outcome(&whole);
+    free_outcome(&part);
+    free(weights);
+    free_sequences((Sequences *)&sequences);
+}
+
+static void *weight_bytes(const Training *t, size_t *size) {
+    *size = (size_t)t->model.parameters.elements * storage_size(t->device->ops->storage);
+    void *bytes = host_allocate(*size, 1, "weights");
+    t->device->download(t->device, bytes, t->model.weights, *size);
+    return bytes;
+}
+
+// The weights' bytes after three steps from the initial weights.
+static void *train_three_steps(const Setup *s, bool sharded, const Sequences *sequences, size_t *size) {
+    OptimizerSettings optimizer = usual_optimizer;
+    optimizer.sharded = sharded;
+    const ModelSettings settings = settings_of(s, false, 2);
+    Training *t = training_open(s->device, &odd_config, &settings, &optimizer);
+    for (int64_t step = 1; step <= 3; step++) {
+        accumulate_parallel(s, t, sequences);
+        double norm_here;
+        const double norm = optimizer_grad_norm(&t->optimizer, &norm_here);
+        check(norm > 0 && norm_here > 0 && isfinite(norm_here), "gradient norms %g and %g", norm, norm_here);
+        optimizer_update(&t->optimizer, step, 1e-2, norm);
+    }
+    void *bytes = weight_bytes(t, size);
+    training_close(t);
+    return bytes;
+}
+
+// All ranks end with the same weights, and with the same whether the optimizer's state is sharded or not.
+static void sharding_changes_no_bit(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    const Sequences sequences = random_sequences(s, 2);
+    size_t size;
+    void *kept = train_three_steps(s, false, &sequences, &size);
+    void *sharded = train_three_steps(s, true, &sequences, &size);
+    check(!memcmp(kept, sharded, size), "the weights differ");
+    char *all = (char *)host_allocate((size_t)s->communicator.size, size, "all weights");
+    communicator_gather(&s->communicator, all, kept, size, "all weights");
+    for (int rank = 1; rank < s->communicator.size; rank++)
+        check(!memcmp(all, all + (size_t)rank * size, size), "rank %d has other weights", rank);
+    free(all);
+    free(kept);
+    free(sharded);
+    free_sequences((Sequences *)&sequences);
+}
+
+static void steps_repeat_and_recompute_to_the_bit(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    const Sequences sequences = random_sequences(s, 2);
+    double *weights = shared_weights();
+    void *first = NULL;
+    static const RecomputeLevel levels[] = {RECOMPUTE_NONE, RECOMPUTE_NONE, RECOMPUTE_CHEAP, RECOMPUTE_BLOCK};
+    for (size_t i = 0; i < COUNT_OF(levels); i++) {
+        ModelSettings settings = settings_of(s, false, 2);
+        settings.recompute = levels[i];
+        Training *t = parallel_training(s, settings, false, weights);
+        accumulate_parallel(s, t, &sequences);
+        optimizer_grad_norm(&t->optimizer, NULL);
+        size_t size;
+        void *bytes = gradient_bytes(t, &size);
+        check(!first || !memcmp(first, bytes, size), "recompute %s, run %zu: other gradients",
+              recompute_name(levels[i]), i);
+        if (first) free(bytes);
+        if (!first) first = bytes;
+        training_close(t);
+    }
+    free(first);
+    free(weights);
+    free_sequences((Sequences *)&sequences);
+}
+
+static void evaluation_equals_one_ranks(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    const Sequences sequences = random_sequences(s, 1);
+    double *weights = shared_weights();
+    const ModelSettings settings = settings_of(s, true, 1);
+    Training *one = odd_training(s->device, settings);
+    Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
+    set_weights(one, weights);
+    int32_t inputs[SEQ_LEN], targets[SEQ_LEN];
+    context_slice(inputs, sequences.inputs, context_group(s), t->model.settings.seq_len);
+    context_slice(targets, sequences.targets, context_group(s), t->model.settings.seq_len);
+    for (int selection = 0; selection < 2; selection++) {
+        const double expected =
+            model_evaluate(&one->model, sequences.inputs, sequences.targets, selection == 1);
+        double loss = model_evaluate(&t->model, inputs, targets, selection == 1);
+        communicator_sum(&s->communicator, &loss, 1, "the loss");
+        loss /= data_group(s).size; // all groups took the same sequence
+        check_close(selection ? "as trained" : "dense", &loss, &expected, 1,
+                    s->device->ops->storage == STORAGE_BFLOAT16 ? 2e-3 : tolerance_of(s));
+    }
+    training_close(t);
+    training_close(one);
+    free(weights);
+    free_sequences((Sequences *)&sequences);
+}
+
+// --- ring attention alone -------------------------------------------------------------------------------
+
+typedef struct {
+    double *out, *logsumexp, *grad_qkv;
+} AttentionResult;
+
+// Attention of qkv and grad_out as given, on this rank's plan.
+static AttentionResult attend(Device *device, const AttentionPlan *plan, const double *qkv,
+                              const double *grad_out) {
+    const StorageType storage = device->ops->storage, accumulator = accumulator_type(storage);
+    const size_t rows = (size_t)(plan->batch * plan->seq_len), dim = (size_t)plan->head_dim;
+    const size_t qkv_count = rows * (size_t)(plan->heads + 2 * plan->kv_heads) * dim,
+                 out_count = rows * (size_t)plan->heads * dim;
+    void *memory[6];
+    const size_t bytes[] = {qkv_count * storage_size(storage),
+                            out_count * storage_size(storage),
+                            rows * (size_t)plan->heads * storage_size(accumulator),
+                            out_count * storage_size(storage),
+                            qkv_count * storage_size(storage),
+                            plan->workspace_bytes + 1};
+    for (size_t i = 0; i < COUNT_OF(memory); i++) {
+        memory[i] = device->allocate(device, bytes[i]);
+        void *poison = host_allocate(bytes[i], 1, "poison");
+        memset(poison, 0xff, bytes[i]);
+        device->upload(device, memory[i], poison, bytes[i]);
+        free(poison);
+    }
+    upload(device, memory[0], storage, qkv, qkv_count);
+    upload(device, memory[3], storage, grad_out, out_count);
+    attention_forward(device, plan, memory[1], memory[2], memory[0], memory[5]);
+    attention_backward(device, plan, memory[4], memory[3], memory[0], memory[1], memory[2], memory[5]);
+    AttentionResult result = {download(device, memory[1], storage, out_count),
+                              download(device, memory[2], accumulator, rows * (size_t)plan->heads),
+                              download(device, memory[4], storage, qkv_count)};
+    for (size_t i = 0; i < COUNT_OF(memory); i++) device->release(device, memory[i]);
+    return result;
+}
+
+static void free_result(AttentionResult *result) {
+    free(result->out);
+    free(result->logsumexp);
+    free(result->grad_qkv);
+}
+
+// This rank's tokens of rows [batch, SEQ, width] of whole sequences.
+static double *rows_here(const Setup *s, const double *whole, int64_t batch, int64_t seq_len, int64_t width) {
+    const Group context = context_group(s);
+    const int64_t tokens = seq_len / context.size;
+    double *here = (double *)host_allocate((size_t)(batch * tokens * width), sizeof(double), "rows");
+    for (int64_t row = 0; row < batch; row++)
+        for (int64_t i = 0; i < tokens; i++)
+            memcpy(here + (row * tokens + i) * width,
+                   whole + (row * seq_len + context_position(context, tokens, i)) * width,
+                   (size_t)width * sizeof(double));
+    return here;
+}
+
+static void ring_equals_whole(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    Device *device = s->device;
+    const int64_t batch = 2, piece = 37, seq_len = 2 * context_group(s).size * piece;
+    const int heads = 6, kv_heads = 2, dim = 32;
+    const int64_t width = (heads + 2 * kv_heads) * dim, out_width = heads * dim;
+    double *qkv = (double *)host_allocate((size_t)(batch * seq_len * width), sizeof(double), "qkv");
+    double *grad_out = (double *)host_allocate((size_t)(batch * seq_len * out_width), sizeof(double), "grad");
+    random_fill(qkv, (size_t)(batch * seq_len * width));
+    random_fill(grad_out, (size_t)(batch * seq_len * out_width));
+    const AttentionPlan whole =
+        attention_plan(device, batch, seq_len, heads, kv_heads, dim, true, SIZE_MAX, NULL);
+    AttentionResult expected = attend(device, &whole, qkv, grad_out);
+    double *qkv_here = rows_here(s, qkv, batch, seq_len, width);
+    double *grad_here = rows_here(s, grad_out, batch, seq_len, out_width);
+    double *out_here = rows_here(s, expected.out, batch, seq_len, out_width);
+    double *grads_here = rows_here(s, expected.grad_qkv, batch, seq_len, width);
+    const int64_t tokens = seq_len / context_group(s).size;
+    AttentionPlan plan =
+        attention_plan(device, batch, tokens, heads, kv_heads, dim, true, SIZE_MAX, s->collectives);
+    for (int cut = 0; cut < 3; cut++) {
+        plan.kv_heads_per_call = cut > 0 ? 1 : kv_heads;
+        plan.piece_len = cut > 1 ? 16 : tokens; // cut, the last piece is shorter
+        attention_plan_sizes(device, &plan);
+        AttentionResult result = attend(device, &plan, qkv_here, grad_here);
+        check_close("out", result.out, out_here, (size_t)(batch * tokens * out_width), tolerance_of(s));
+        check_close("grad_qkv", result.grad_qkv, grads_here, (size_t)(batch * tokens * width),
+                    tolerance_of(s));
+        free_result(&result);
+    }
+    double *const arrays[] = {qkv, grad_out, qkv_here, grad_here, out_here, grads_here};
+    for (size_t i = 0; i < COUNT_OF(arrays); i++) free(arrays[i]);
+    free_result(&expected);
+}
+
+// --- all ------------------------------------------------------------------------------------------------
+
+static void run(const char *what, void (*test)(void *), Setup *s) {
+    char *name = format_string("%s, %d ranks, %d a sequence, %s: %s", storage_dtype(s->device->ops->storage),
+                               s->communicator.size, context_group(s).size,
+                               s->selection ? "selection" : "dense", what);
+    test_run(name, test, s);
+    free(name);
+}
+
+static void test_groups(Setup *s) {
+    const bool context = context_group(s).size > 1;
+    for (int selection = 0; selection < 2; selection++) {
+        s->selection = selection == 1;
+        run("a step equals one rank's", step_equals_one_ranks, s);
+        run("repeats and recompute change no bit", steps_repeat_and_recompute_to_the_bit, s);
+        if (context) run("evaluation equals one rank's", evaluation_equals_one_ranks, s);
+    }
+    if (context) run("a clipped halo is seen", a_clipped_halo_is_seen, s);
+    if (context) run("ring attention equals whole", ring_equals_whole, s);
+    run("a sharded optimizer changes no bit", sharding_changes_no_bit, s);
+}
+
+void test_parallel(Device *device, const Communicator *communicator) {
+    for (int cp = 1; cp <= communicator->size; cp *= 2) {
+        if (communicator->size % cp != 0) continue;
+        Setup setup = {.device = device, .communicator = *communicator};
+        communicator_divide(&setup.communicator, cp);
+        setup.collectives = collectives_create(device, &setup.communicator);
+        test_groups(&setup);
+        collectives_destroy(setup.collectives);
+    }
+}
