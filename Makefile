@@ -2,6 +2,7 @@
 # make DEVICE=cpu|cuda    one of them
 # make test               builds, then runs the self-test and the end-to-end tests
 # make tools              the programs of dev/evaluate and dev/bench, in build/$(DEVICE)/dev
+# make fuzz               fuzz targets of what reads files (dev/test/fuzz), in build/fuzz; needs clang
 # Overridable: CC CXX NVCC CFLAGS GPU_ARCH USE_MPI, and per library the paths below.
 
 CC ?= cc
@@ -144,11 +145,26 @@ build/fail_io.so: dev/test/preload/fail_io.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -shared -fPIC -o $@ $< -ldl
 
+# Fuzz targets, for clang: dev/test/fuzz/harness.h says how to run them.
+FUZZ_CC ?= clang
+FUZZ_FLAGS := -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+  -Wall -Wextra -Wno-source-uses-openmp -Wno-unused-parameter -Wno-unused-but-set-variable -D_GNU_SOURCE
+FUZZED := $(patsubst %,llmc/%.c,checkpoint checkpoint_directory common communicator config dataset files json parameters \
+  random safetensors storage watchdog)
+FUZZ_TARGETS := $(patsubst dev/test/fuzz/%.c,build/fuzz/%,$(filter-out %/harness.c,$(wildcard dev/test/fuzz/*.c)))
+
+fuzz: $(FUZZ_TARGETS)
+
+$(FUZZ_TARGETS): build/fuzz/%: dev/test/fuzz/%.c dev/test/fuzz/harness.c dev/test/fuzz/harness.h $(FUZZED) $(wildcard llmc/*.h)
+	@mkdir -p build/fuzz/corpus/$*
+	$(FUZZ_CC) $(FUZZ_FLAGS) $(filter -I%,$(CJSON_FLAGS) $(XXHASH_FLAGS)) -Wl,--wrap=exit,--wrap=calloc,--wrap=free,--wrap=glob,--wrap=globfree \
+	  -o $@ $(filter %.c,$^) $(filter-out -I%,$(CJSON_FLAGS) $(XXHASH_FLAGS)) -lm -lpthread
+
 clean:
 	rm -rf build train_lighthouse test_lighthouse
 
 FORCE:
-.PHONY: all tools test clean FORCE
+.PHONY: all tools test fuzz clean FORCE
 .SECONDARY:
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

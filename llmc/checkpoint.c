@@ -37,6 +37,7 @@ static bool damaged(Damage *damage, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(damage->text, sizeof(damage->text), format, arguments);
     va_end(arguments);
+    make_printable(damage->text);
     return false;
 }
 

@@ -76,8 +76,8 @@ NORETURN static void cannot_read(const char *option, const Shard *shard, int64_t
 
 static void check_tokens(const char *option, const Shard *shard, int descriptor, int64_t vocab_size) {
     if (shard->token_bytes == 2 && vocab_size > UINT16_MAX) return;
-    const int64_t block_tokens = BLOCK_BYTES / shard->token_bytes;
-    void *block = host_allocate((size_t)BLOCK_BYTES, 1, "a block of tokens");
+    const int64_t block_tokens = min_i64(BLOCK_BYTES / shard->token_bytes, shard->tokens);
+    void *block = host_allocate((size_t)block_tokens, (size_t)shard->token_bytes, "a block of tokens");
     posix_fadvise(descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
     for (int64_t first = 0; first < shard->tokens; first += block_tokens) {
         const int64_t count = min_i64(block_tokens, shard->tokens - first);

@@ -75,11 +75,14 @@ bool file_hash(const char *path, char hash[FILE_HASH_SIZE]) {
     int descriptor = open(path, O_RDONLY | O_CLOEXEC);
     if (descriptor < 0) return false;
     posix_fadvise(descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
-    void *block = host_allocate(BLOCK_BYTES, 1, "a block of a file");
+    struct stat status;
+    const bool small = fstat(descriptor, &status) == 0 && status.st_size < (off_t)BLOCK_BYTES;
+    const size_t block_bytes = small ? (size_t)status.st_size + 1 : BLOCK_BYTES;
+    void *block = host_allocate(block_bytes, 1, "a block of a file");
     XXH3_state_t *state = hash_start();
     if (!state) fatal("out of host memory: the state of a hash");
     int64_t offset = 0, got;
-    while ((got = file_read(descriptor, block, BLOCK_BYTES, offset)) > 0) {
+    while ((got = file_read(descriptor, block, block_bytes, offset)) > 0) {
         XXH3_128bits_update(state, block, (size_t)got);
         offset += got;
     }

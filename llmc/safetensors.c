@@ -26,6 +26,7 @@ static bool refuse(const Reason *reason, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(reason->text, reason->size, format, arguments);
     va_end(arguments);
+    make_printable(reason->text);
     return false;
 }
 
