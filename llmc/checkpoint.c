@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #define CHUNK_BYTES    ((size_t)16 << 20) // of a tensor on its way between file and device
+#define LARGE_BYTES    ((int64_t)64 << 20)
 #define MAX_JSON_BYTES ((size_t)64 << 20)
 #define ERROR_SIZE     8192
 
@@ -116,10 +117,12 @@ static bool check_file_hash(Damage *damage, const FileEntry *entry) {
                    entry->hash);
 }
 
-// One thread a file: large checkpoints are in many.
+// One thread a file, if there is enough to read.
 static bool check_hashes(Damage *damage, const FileEntries *entries) {
     bool good = true;
-#pragma omp parallel for schedule(dynamic)
+    int64_t bytes = 0;
+    for (int i = 0; i < entries->count; i++) bytes += min_i64(entries->list[i].bytes, LARGE_BYTES);
+#pragma omp parallel for schedule(dynamic) if (bytes >= LARGE_BYTES)
     for (int i = 0; i < entries->count; i++) {
         Damage found = {.directory = damage->directory};
         if (check_file_hash(&found, &entries->list[i])) continue;

@@ -39,7 +39,7 @@ static void drop_lines_after(const char *path, int64_t step) {
 }
 
 Logger logger_open(const char *out_dir, int64_t step) {
-    Logger logger = {NULL, NULL, 0};
+    Logger logger = {0};
     if (!directory_make(out_dir)) fatal("cannot make the output directory %s: %s", out_dir, strerror(errno));
     logger.path = format_string("%s/metrics.jsonl", out_dir);
     drop_lines_after(logger.path, step);
@@ -69,7 +69,11 @@ static void write_metrics(Logger *logger, const StepReport *r) {
     fprintf(file, ", \"ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * r->seconds, r->tokens / r->seconds);
     if (!isnan(r->mfu)) fprintf(file, ", \"mfu\": %.4f", r->mfu);
     fprintf(file, ", \"memory_gib\": %.3f}\n", r->memory / 0x1p30);
-    if (fflush(file) != 0) fatal("cannot write %s: %s", logger->path, strerror(errno));
+    const bool written = fflush(file) == 0;
+    if (!written && !logger->failing)
+        warning("cannot write %s: %s; lines may be missing there", logger->path, strerror(errno));
+    logger->failing = !written;
+    clearerr(file);
 }
 
 static void print_step(const Logger *logger, const StepReport *r) {
@@ -99,8 +103,8 @@ void logger_step(Logger *logger, const StepReport *report, bool print) {
 }
 
 void logger_close(Logger *logger) {
-    if (logger->metrics && fclose(logger->metrics) != 0)
-        fatal("cannot write %s: %s", logger->path, strerror(errno));
+    if (logger->metrics && fclose(logger->metrics) != 0 && !logger->failing)
+        warning("cannot write %s: %s; lines may be missing there", logger->path, strerror(errno));
     free(logger->path);
     memset(logger, 0, sizeof(*logger));
 }
