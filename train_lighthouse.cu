@@ -318,6 +318,7 @@ static void settle_save(Run *run, SaveOutcome outcome, bool last) {
 
 static void save(Run *run) {
     const Options *o = &run->options;
+    const double start = now();
     settle_save(run, saver_finish(run->saver), false);
     const TrainingState state = training_state(&run->training);
     cJSON *record = options_record(o), *guard = guard_record(&run->guard);
@@ -334,6 +335,8 @@ static void save(Run *run) {
     saver_begin(run->saver, &state, &request);
     cJSON_Delete(record);
     cJSON_Delete(guard);
+    printf("checkpoint of step %ld: training waited %.2f s for it\n", (long)run->progress.step,
+           now() - start);
 }
 
 static void report_step(Run *run, StepReport *report) {

@@ -608,6 +608,17 @@ def geometries_that_do_not_work_are_refused():
 
 
 @test
+def what_a_device_cannot_do_is_refused_before_a_run():
+    make_shards()
+    command = command_line(**LIGHTHOUSE | {"levels": 9, "topk": 8, "seq_len": 2048}) + ["--plan"]
+    if DEVICE == "cuda":
+        check_refused(command, "--levels 9", "8")
+    else:
+        finish(command)
+    check(not os.path.exists("out"), "the output directory was made")
+
+
+@test
 def the_published_recipe_goes_on_where_it_was():
     make_shards()
     environment = os.environ | {"OUT": os.path.abspath("out"), "VAL_DATA": "",
