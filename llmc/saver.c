@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -533,13 +534,24 @@ static size_t available_memory(void) {
     return found ? (size_t)kilobytes * 1024 : SIZE_MAX;
 }
 
+// In large pages, and touched by all threads at once: the step that waits for the copy then waits less.
+static void *allocate_touched(size_t bytes) {
+    const size_t page = (size_t)2 << 20;
+    void *memory;
+    if (bytes > available_memory() || posix_memalign(&memory, page, bytes) != 0) return NULL;
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#pragma omp parallel for schedule(static) if (bytes > 16 * page)
+    for (size_t offset = 0; offset < bytes; offset += 4096) ((volatile char *)memory)[offset] = 0;
+    return memory;
+}
+
 // Memory for the snapshot, if there is enough on all ranks.
 static bool allocate_snapshot(Saver *saver) {
     size_t bytes = 1;
     for (int i = 0; i < saver->source_count; i++) bytes += saver->sources[i].bytes;
     if (bytes > saver->host_bytes) {
         free(saver->host_memory);
-        saver->host_memory = bytes < available_memory() ? malloc(bytes) : NULL;
+        saver->host_memory = allocate_touched(bytes);
         saver->host_bytes = saver->host_memory ? bytes : 0;
     }
     const bool here = saver->host_memory != NULL;

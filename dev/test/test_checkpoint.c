@@ -800,6 +800,35 @@ static void test_end_beside_training(void *unused) {
     free(out_dir);
 }
 
+static void begin_without_memory(void *argument) {
+    const SaveCall *call = (const SaveCall *)argument;
+    FILE *file = fopen("/proc/self/statm", "r");
+    long pages;
+    if (!file || fscanf(file, "%ld", &pages) != 1) fatal("no statm");
+    fclose(file);
+    const rlim_t bytes = (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + ((rlim_t)48 << 20);
+    const struct rlimit limit = {bytes, bytes};
+    setrlimit(RLIMIT_AS, &limit);
+    Saver *saver = saver_create(&alone, true);
+    begin(saver, call->out_dir, call->model, call->step);
+    if (saver_finish(saver) != SAVE_COMMITTED) fatal("%s", saver_message(saver));
+    fatal("saved");
+}
+
+// Without memory for the copy of the state, training waits until it is written.
+static void test_no_memory_beside_training(void *unused) {
+    (void)unused;
+    char *out_dir = new_directory();
+    const ModelConfig config = {4201, 256, 1, 4, 2, 300, 10000, 1e-5}; // 78 MB in float64
+    Model *model = model_create(STORAGE_FLOAT64, config);
+    SaveCall call = {out_dir, model, 1, keep_all, true};
+    check_dies(begin_without_memory, &call, "out of host memory: the copy of what a checkpoint saves needs ");
+    check_listing(out_dir, "latest step_00000001");
+    check_loads(out_dir, model);
+    model_destroy(model);
+    free(out_dir);
+}
+
 // --- loading into another model -------------------------------------------------------------------------
 
 static void test_other_models(void *unused) {
@@ -1246,6 +1275,7 @@ void test_checkpoint(void) {
     test_run("checkpoint: a failure is no end", test_failure_is_no_end, NULL);
     test_run("checkpoint: a failure beside training is no end", test_failure_is_no_end, (void *)"beside");
     test_run("checkpoint: an end beside training", test_end_beside_training, NULL);
+    test_run("checkpoint: no memory beside training", test_no_memory_beside_training, NULL);
     test_run("checkpoint: other models", test_other_models, NULL);
     test_run("checkpoint: optimizer in several files", test_split_optimizer, NULL);
     test_run("checkpoint: optimizer files of scattered elements", test_scattered_optimizer, NULL);

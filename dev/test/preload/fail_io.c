@@ -7,6 +7,7 @@
 //   so;
 //                        "full": a write takes half, and from then on whatever needs space fails with ENOSPC
 //   FAIL_IO_FOR=COUNT    so many calls fail; 0: all from the first on
+//   FAIL_IO_RANK=RANK    only of this process of several that mpirun started
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,7 +35,8 @@ static long setting(const char *name, long otherwise) {
 static bool is_below(const char *path) {
     const char *directory = getenv("FAIL_IO_BELOW");
     char absolute[2 * PATH_MAX], here[PATH_MAX];
-    if (!directory) return false;
+    const char *rank = getenv("FAIL_IO_RANK"), *own_rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (!directory || (rank && (!own_rank || strcmp(rank, own_rank)))) return false;
     if (path[0] != '/' && !getcwd(here, sizeof(here))) return false;
     snprintf(absolute, sizeof(absolute), "%s%s%s", path[0] == '/' ? "" : here, path[0] == '/' ? "" : "/",
              path);
