@@ -14,7 +14,7 @@
 #                       too that lead nowhere (docker0, say): a run that hangs at its start is the sign. It sets
 #                       NCCL_SOCKET_IFNAME and OpenMPI's btl_tcp_if_include and oob_tcp_if_include. NCCL finds
 #                       InfiniBand by itself; NCCL_IB_HCA names the adapters, NCCL_DEBUG=INFO shows what it took.
-#   OMPI_MCA_NAME       any parameter of OpenMPI: OMPI_MCA_plm_rsh_agent='ssh -p 2222', OMPI_MCA_plm_rsh_args, …
+#   OMPI_MCA_NAME       any parameter of OpenMPI, as OMPI_MCA_plm_rsh_agent='ssh -p 2222'
 #   OMP_NUM_THREADS     (this host's cores divided by its slots)
 #   PATH, LD_LIBRARY_PATH and NCCL_…, CUDA_…, OMP_…, UCX_… are set on the other hosts as they are here.
 set -euo pipefail
@@ -36,6 +36,8 @@ share_cores "$(sort -n <<< "$slots" | tail -n 1)"
 if [ -n "${INTERFACE-}" ]; then
     export NCCL_SOCKET_IFNAME=$INTERFACE OMPI_MCA_btl_tcp_if_include=$INTERFACE OMPI_MCA_oob_tcp_if_include=$INTERFACE
 fi
+# That a host has fallen silent, mpirun notices by the end of its ssh: in 20 seconds with this, in a quarter of an hour without.
+export OMPI_MCA_plm_rsh_args=${OMPI_MCA_plm_rsh_args:--o ServerAliveInterval=5 -o ServerAliveCountMax=3}
 for name in $(compgen -e); do
     case $name in
         PATH | LD_LIBRARY_PATH | NCCL_* | CUDA_* | OMP_* | UCX_*) mpi+=(-x "$name") ;;
