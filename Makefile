@@ -139,6 +139,11 @@ endif
 test: all
 	dev/test/run.sh
 
+# What tests preload into the program: a disk that fails.
+build/fail_io.so: dev/test/preload/fail_io.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -shared -fPIC -o $@ $< -ldl
+
 clean:
 	rm -rf build train_lighthouse test_lighthouse
 

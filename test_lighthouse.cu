@@ -45,6 +45,7 @@ int main(int argc, char **argv) {
         test_common();
         test_options();
         test_data();
+        test_guard();
         test_checkpoint();
     }
     if (strcmp(only, "cuda") != 0) {

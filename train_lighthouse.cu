@@ -1,7 +1,9 @@
 // train_lighthouse: options → device → data → plan → build → loop.
 #include "llmc/context.h"
 #include "llmc/dataset.h"
+#include "llmc/guard.h"
 #include "llmc/logger.h"
+#include "llmc/preemption.h"
 #include "llmc/saver.h"
 #include "llmc/schedule.h"
 #include "llmc/training.h"
@@ -30,6 +32,7 @@ typedef struct {
     Training training;
     Schedule schedule;
     Progress progress;
+    Guard guard;
     Logger logger;
     Saver *saver;
     double flops_per_token;
@@ -146,10 +149,13 @@ static void print_start(const Run *run, const Checkpoint *checkpoint) {
 static void build(Run *run, const Checkpoint *checkpoint) {
     const Options *o = &run->options;
     training_allocate(&run->training);
+    const GuardSettings guard = options_guard(o);
+    run->guard = guard_create(&guard);
     if (checkpoint->path) {
         const TrainingState state = training_state(&run->training);
         checkpoint_load(checkpoint, &state);
         run->progress = checkpoint->progress;
+        guard_restore(&run->guard, checkpoint->guard);
         if (schedule_kind(o->lr_schedule) != SCHEDULE_CONSTANT) {
             const cJSON *steps = cJSON_GetObjectItemCaseSensitive(checkpoint->options, "steps");
             if (cJSON_IsString(steps) && atoll(steps->valuestring) != o->steps)
@@ -202,28 +208,76 @@ static void accumulate(Run *run) {
     }
 }
 
-// One optimizer step: gradients of the global batch, then the update. Fills loss, grad_norm and
-// learning_rate.
+// What a rank saw of a step, before its gradients were summed with the others'.
+typedef struct {
+    double loss, grad_norm; // the loss summed over its tokens
+} StepHere;
+
+// Names what is not finite, and where: the ranks whose own loss or gradients are not, and their samples.
+static void report_nonfinite(Run *run, const StepReport *report, StepHere here) {
+    const int size = run->communicator.size;
+    const int64_t first = run->progress.samples, cp = run->options.cp;
+    StepHere *all = (StepHere *)host_allocate((size_t)size, sizeof(StepHere), "the ranks' losses");
+    communicator_gather(&run->communicator, all, &here, sizeof(here), "the ranks' losses");
+    char *where = format_string("%s", "");
+    for (int rank = 0; rank < size && size > 1; rank++) {
+        if (isfinite(all[rank].loss) && isfinite(all[rank].grad_norm)) continue;
+        char *more = format_string("%s; rank %d (sequence %ld of each micro-step): loss %g, gradient norm %g",
+                                   where, rank, (long)(rank / cp), all[rank].loss, all[rank].grad_norm);
+        free(where);
+        where = more;
+    }
+    if (run->communicator.rank == 0)
+        warning("step %ld: loss %g, gradient norm %g, samples %ld to %ld of the order: no update, %ld of at "
+                "most %ld "
+                "in a row%s",
+                (long)run->progress.step + 1, report->loss, report->grad_norm, (long)first,
+                (long)(first + run->options.global_batch - 1), (long)run->guard.nonfinite,
+                (long)run->options.max_nonfinite, where);
+    free(where);
+    free(all);
+}
+
+// Rank 0 speaks and ends the run; the others wait for it.
+NORETURN static void stop_nonfinite(const Run *run, const StepReport *report) {
+    if (run->communicator.rank > 0) communicator_barrier(&run->communicator, "the end of a run that failed");
+    fatal("step %ld: loss %g, gradient norm %g: more than --max-nonfinite %ld steps in a row without finite "
+          "values; "
+          "nothing was updated, and the last checkpoint is untouched; a lower --lr or a look at samples %ld "
+          "to %ld "
+          "of the order may help",
+          (long)run->progress.step + 1, report->loss, report->grad_norm, (long)run->options.max_nonfinite,
+          (long)run->progress.samples, (long)(run->progress.samples + run->options.global_batch - 1));
+}
+
+// One optimizer step: gradients of the global batch, then the update, unless the guard is against it. Fills
+// loss, grad_norm, learning_rate and skipped.
 static void train_step(Run *run, StepReport *report) {
     const Options *o = &run->options;
-    const double tokens = (double)o->global_batch * (double)o->seq_len;
+    Optimizer *optimizer = &run->training.optimizer;
     accumulate(run);
     report->learning_rate = schedule_learning_rate(&run->schedule, run->progress.step);
-    double loss = model_losses(&run->training.model);
+    StepHere here = {model_losses(&run->training.model), 0};
+    double loss = here.loss;
     communicator_sum(&run->communicator, &loss, 1, "the step's loss");
-    report->loss = loss / tokens;
-    report->grad_norm = optimizer_grad_norm(&run->training.optimizer, NULL);
-    if (!isfinite(report->loss) || !isfinite(report->grad_norm))
-        fatal("step %ld: loss %g, gradient norm %g; nothing was updated, and earlier checkpoints are "
-              "untouched; "
-              "a lower --lr or a look at samples %ld to %ld may help",
-              (long)run->progress.step + 1, report->loss, report->grad_norm, (long)run->progress.samples,
-              (long)(run->progress.samples + o->global_batch - 1));
-    optimizer_update(&run->training.optimizer, run->progress.step + 1, report->learning_rate,
-                     report->grad_norm);
+    report->loss = loss / ((double)o->global_batch * (double)o->seq_len);
+    report->grad_norm = optimizer_grad_norm(optimizer, &here.grad_norm);
+    const GuardVerdict verdict = guard_judge(&run->guard, report->loss, report->grad_norm);
+    report->skipped = verdict != GUARD_UPDATE;
+    if (verdict == GUARD_NONFINITE || verdict == GUARD_STOP) report_nonfinite(run, report, here);
+    if (verdict == GUARD_STOP) stop_nonfinite(run, report);
+    if (verdict == GUARD_OUTLIER && run->communicator.rank == 0)
+        warning("step %ld: loss %g, gradient norm %g: no update, more than --skip-outliers %g deviations "
+                "above the "
+                "mean",
+                (long)run->progress.step + 1, report->loss, report->grad_norm, o->skip_outliers);
+    if (verdict == GUARD_UPDATE)
+        optimizer_update(optimizer, run->progress.step - run->progress.skipped + 1, report->learning_rate,
+                         report->grad_norm);
     run->device->synchronize(run->device);
     run->progress.step++;
     run->progress.samples += o->global_batch;
+    run->progress.skipped += report->skipped;
 }
 
 // The mean loss per token over the same first samples of the validation data every time, which the
@@ -264,13 +318,25 @@ static void settle_save(Run *run, SaveOutcome outcome, bool last) {
 
 static void save(Run *run) {
     const Options *o = &run->options;
+    const double start = now();
     settle_save(run, saver_finish(run->saver), false);
     const TrainingState state = training_state(&run->training);
-    cJSON *record = options_record(o);
-    const SaveRequest request = {o->out,     run->progress,      record,
-                                 o->seq_len, o->separator_token, {o->keep, o->keep_every}};
+    cJSON *record = options_record(o), *guard = guard_record(&run->guard);
+    SaveRequest request;
+    memset(&request, 0, sizeof(request));
+    request.out_dir = o->out;
+    request.progress = run->progress;
+    request.options = record;
+    request.guard = guard;
+    request.seq_len = o->seq_len;
+    request.separator_token = o->separator_token;
+    request.retention.keep = o->keep;
+    request.retention.keep_every = o->keep_every;
     saver_begin(run->saver, &state, &request);
     cJSON_Delete(record);
+    cJSON_Delete(guard);
+    printf("checkpoint of step %ld: training waited %.2f s for it\n", (long)run->progress.step,
+           now() - start);
 }
 
 static void report_step(Run *run, StepReport *report) {
@@ -289,14 +355,40 @@ static void report_step(Run *run, StepReport *report) {
         logger_step(&run->logger, report, report->step % o->log_every == 0 || report->step == o->steps);
 }
 
-static void train(Run *run) {
+// What each rank tells the others after a step.
+typedef struct {
+    int request;    // to stop: preemption_requested
+    int save_state; // saver_local_state
+} StepStatus;
+
+// The request to stop, from whichever rank; and what becomes of the save under way. The same for all ranks.
+static int agree(Run *run) {
+    const size_t size = (size_t)run->communicator.size;
+    const StepStatus mine = {preemption_requested(), saver_local_state(run->saver)};
+    StepStatus *all = (StepStatus *)host_allocate(size, sizeof(StepStatus), "the ranks' states");
+    int *states = (int *)host_allocate(size, sizeof(int), "the ranks' states");
+    communicator_gather(&run->communicator, all, &mine, sizeof(mine), "the ranks' agreement after a step");
+    int request = 0;
+    for (size_t rank = 0; rank < size; rank++) {
+        states[rank] = all[rank].save_state;
+        if (request == 0) request = all[rank].request;
+    }
+    settle_save(run, saver_advance(run->saver, states), false);
+    free(all);
+    free(states);
+    return request;
+}
+
+// Until the last step, or (the result) a request to stop.
+static int train(Run *run) {
     const Options *o = &run->options;
-    if (run->progress.step > 0 && run->progress.step >= o->steps)
+    if (run->progress.step > 0 && run->progress.step >= o->steps && run->communicator.rank == 0)
         warning("nothing to do: the checkpoint has step %ld, and --steps is %ld", (long)run->progress.step,
                 (long)o->steps);
     // A run that has nothing to do still leaves its checkpoint: with --steps 0, that of the initial weights.
     if (run->progress.step == 0 && o->steps == 0) save(run);
-    while (run->progress.step < o->steps) {
+    int request = 0;
+    while (run->progress.step < o->steps && request == 0) {
         StepReport report;
         memset(&report, 0, sizeof(report));
         const double start = now();
@@ -305,17 +397,22 @@ static void train(Run *run) {
         validate_step(run, &report);
         report_step(run, &report);
         const bool last = run->progress.step == o->steps;
-        if (last || (o->save_every > 0 && run->progress.step % o->save_every == 0)) save(run);
-        if (!last) settle_save(run, saver_poll(run->saver), false);
+        if (!last) request = agree(run);
+        if (last || request != 0 || (o->save_every > 0 && run->progress.step % o->save_every == 0)) save(run);
     }
     settle_save(run, saver_finish(run->saver), true);
-    if (run->progress.step > 0)
+    if (request != 0)
+        printf("stopped by %s after step %ld of %ld; go on with --resume latest\n", preemption_name(request),
+               (long)run->progress.step, (long)o->steps);
+    else if (run->progress.step > 0)
         printf("done: %ld steps; the model is in %s\n", (long)run->progress.step, o->out);
+    return request;
 }
 
 static void close_run(Run *run) {
     if (run->communicator.rank == 0) logger_close(&run->logger);
     saver_destroy(run->saver);
+    guard_destroy(&run->guard);
     training_free(&run->training);
     dataset_close(&run->train);
     dataset_close(&run->validation);
@@ -340,9 +437,11 @@ int main(int argc, char **argv) {
     if (!run.options.plan) open_data(&run);
     training_plan(&run.training, run.collectives, &run.options);
     print_start(&run, &checkpoint);
+    int request = 0;
     if (!run.options.plan) {
         build(&run, &checkpoint);
-        train(&run);
+        preemption_watch(run.options.time_limit);
+        request = train(&run);
         close_run(&run);
     }
     if (checkpoint.path) checkpoint_close(&checkpoint);
@@ -350,5 +449,5 @@ int main(int argc, char **argv) {
     collectives_destroy(run.collectives);
     run.device->destroy(run.device);
     communicator_destroy(&run.communicator);
-    return 0;
+    return request ? PREEMPTED_EXIT_CODE : 0;
 }

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #define CHUNK_BYTES    ((size_t)16 << 20) // of a tensor on its way between file and device
+#define LARGE_BYTES    ((int64_t)64 << 20)
 #define MAX_JSON_BYTES ((size_t)64 << 20)
 #define ERROR_SIZE     8192
 
@@ -116,10 +117,12 @@ static bool check_file_hash(Damage *damage, const FileEntry *entry) {
                    entry->hash);
 }
 
-// One thread a file: large checkpoints are in many.
+// One thread a file, if there is enough to read.
 static bool check_hashes(Damage *damage, const FileEntries *entries) {
     bool good = true;
-#pragma omp parallel for schedule(dynamic)
+    int64_t bytes = 0;
+    for (int i = 0; i < entries->count; i++) bytes += min_i64(entries->list[i].bytes, LARGE_BYTES);
+#pragma omp parallel for schedule(dynamic) if (bytes >= LARGE_BYTES)
     for (int i = 0; i < entries->count; i++) {
         Damage found = {.directory = damage->directory};
         if (check_file_hash(&found, &entries->list[i])) continue;
@@ -178,10 +181,14 @@ static bool check_manifest(Damage *damage, const cJSON *manifest, const char *te
 
 static bool check_trainer(Damage *damage, cJSON *trainer, Checkpoint *checkpoint) {
     if (!json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "step"), &checkpoint->progress.step) ||
-        !json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "samples"), &checkpoint->progress.samples))
+        !json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "samples"), &checkpoint->progress.samples) ||
+        !json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "skipped"), &checkpoint->progress.skipped))
         return damaged(damage, "%s does not say which step and sample it is at", TRAINER_FILE);
     if (!cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(trainer, "options")))
         return damaged(damage, "%s holds no options", TRAINER_FILE);
+    if (!cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(trainer, "guard")))
+        return damaged(damage, "%s holds no state of the guard", TRAINER_FILE);
+    checkpoint->guard = cJSON_DetachItemFromObjectCaseSensitive(trainer, "guard");
     checkpoint->options = cJSON_DetachItemFromObjectCaseSensitive(trainer, "options");
     checkpoint->path = format_string("%s", damage->directory);
     return true;
@@ -260,11 +267,14 @@ static char *broadcast_text(const Communicator *communicator, char *text) {
 static void broadcast_checkpoint(const Communicator *communicator, Checkpoint *checkpoint) {
     const bool first = communicator->rank == 0;
     char *options = broadcast_text(communicator, first ? json_text(checkpoint->options, false) : NULL);
+    char *guard = broadcast_text(communicator, first ? json_text(checkpoint->guard, false) : NULL);
     checkpoint->path = broadcast_text(communicator, checkpoint->path);
     communicator_broadcast(communicator, &checkpoint->progress, sizeof(Progress), "opening a checkpoint");
     communicator_broadcast(communicator, &checkpoint->optimizer_files, sizeof(int), "opening a checkpoint");
     if (!first) checkpoint->options = cJSON_Parse(options);
+    if (!first) checkpoint->guard = cJSON_Parse(guard);
     free(options);
+    free(guard);
 }
 
 Checkpoint checkpoint_open(const Communicator *communicator, const char *resume, const char *out_dir) {
@@ -278,6 +288,7 @@ Checkpoint checkpoint_open(const Communicator *communicator, const char *resume,
 void checkpoint_close(Checkpoint *checkpoint) {
     free(checkpoint->path);
     cJSON_Delete(checkpoint->options);
+    cJSON_Delete(checkpoint->guard);
     *checkpoint = (Checkpoint){0};
 }
 

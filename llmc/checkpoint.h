@@ -43,6 +43,7 @@ int64_t training_state_part(const TrainingState *state, int bucket);
 typedef struct {
     int64_t step;    // optimizer steps done
     int64_t samples; // positions of the training order consumed
+    int64_t skipped; // of the steps: those without an update (llmc/guard.h)
 } Progress;
 
 // A verified checkpoint.
@@ -51,6 +52,7 @@ typedef struct {
     int optimizer_files;
     Progress progress;
     struct cJSON *options; // as recorded
+    struct cJSON *guard;   // likewise
 } Checkpoint;
 
 // Whether a checkpoint is good through and through: its files are as they were written, the model has the

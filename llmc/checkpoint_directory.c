@@ -117,20 +117,28 @@ static bool failed(char reason[REASON_SIZE], const char *action, const char *pat
     return false;
 }
 
+// Deletes it under the name of a .tmp, so that a deletion that is cut short leaves no damaged checkpoint.
+static bool discard(const char *out_dir, StepDirectory directory) {
+    const Path path = step_path(out_dir, directory.step, directory.kind);
+    const Path doomed = step_path(out_dir, directory.step, STEP_TEMPORARY);
+    if (!directory_remove(doomed.text)) return false;
+    if (directory.kind == STEP_TEMPORARY) return true;
+    return rename(path.text, doomed.text) == 0 ? directory_remove(doomed.text) : errno == ENOENT;
+}
+
 // What a save, a replacement or a deletion left behind when the process died in it. Whatever cannot be put
 // right does no harm where it is.
 static void clean_up_after_crash(const char *out_dir) {
     StepList steps;
     if (!step_list(out_dir, &steps)) return;
     for (int i = 0; i < steps.count; i++) {
-        const StepKind kind = steps.list[i].kind;
-        if (kind == STEP_WHOLE) continue;
-        const Path path = step_path(out_dir, steps.list[i].step, kind);
-        const Path whole = step_path(out_dir, steps.list[i].step, STEP_WHOLE);
-        if (kind == STEP_OLD && !path_exists(whole.text))
+        const StepDirectory directory = steps.list[i];
+        const Path path = step_path(out_dir, directory.step, directory.kind);
+        const Path whole = step_path(out_dir, directory.step, STEP_WHOLE);
+        if (directory.kind == STEP_OLD && !path_exists(whole.text))
             rename(path.text, whole.text);
-        else
-            directory_remove(path.text);
+        else if (directory.kind != STEP_WHOLE)
+            discard(out_dir, directory);
     }
     free(steps.list);
 }
@@ -177,8 +185,9 @@ void step_abandon(const char *out_dir, int64_t step) {
 }
 
 bool step_prune(const char *out_dir, int64_t step, const Retention *retention, char reason[REASON_SIZE]) {
-    const Path replaced = step_path(out_dir, step, STEP_OLD);
-    bool good = directory_remove(replaced.text) || failed(reason, "remove", replaced.text);
+    const StepDirectory replaced = {step, STEP_OLD};
+    bool good =
+        discard(out_dir, replaced) || failed(reason, "remove", step_path(out_dir, step, STEP_OLD).text);
     StepList steps;
     if (!step_list(out_dir, &steps)) return failed(reason, "read", out_dir);
     int64_t kept = 0;
@@ -187,11 +196,9 @@ bool step_prune(const char *out_dir, int64_t step, const Retention *retention, c
         if (directory->kind != STEP_WHOLE || directory->step > step) continue;
         if (kept++ < max_i64(retention->keep, 1)) continue;
         if (retention->keep_every > 0 && directory->step % retention->keep_every == 0) continue;
-        // Under this name a deletion that is cut short leaves no damaged checkpoint.
-        const Path path = step_path(out_dir, directory->step, STEP_WHOLE);
-        const Path doomed = step_path(out_dir, directory->step, STEP_TEMPORARY);
-        if (rename(path.text, doomed.text) != 0 || !directory_remove(doomed.text))
-            good = failed(reason, "remove the old checkpoint", path.text);
+        if (!discard(out_dir, *directory))
+            good = failed(reason, "remove the old checkpoint",
+                          step_path(out_dir, directory->step, STEP_WHOLE).text);
     }
     free(steps.list);
     return good;

@@ -39,7 +39,7 @@ static void drop_lines_after(const char *path, int64_t step) {
 }
 
 Logger logger_open(const char *out_dir, int64_t step) {
-    Logger logger = {NULL, NULL, 0};
+    Logger logger = {0};
     if (!directory_make(out_dir)) fatal("cannot make the output directory %s: %s", out_dir, strerror(errno));
     logger.path = format_string("%s/metrics.jsonl", out_dir);
     drop_lines_after(logger.path, step);
@@ -48,17 +48,32 @@ Logger logger_open(const char *out_dir, int64_t step) {
     return logger;
 }
 
+// JSON has no numbers that are not finite.
+static void write_number(FILE *file, const char *name, double value) {
+    if (isfinite(value))
+        fprintf(file, ", \"%s\": %.9g", name, value);
+    else
+        fprintf(file, ", \"%s\": null", name);
+}
+
 static void write_metrics(Logger *logger, const StepReport *r) {
     FILE *file = logger->metrics;
-    fprintf(file, "{\"step\": %ld, \"samples\": %ld, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.15g",
-            (long)r->step, (long)r->samples, r->loss, r->grad_norm, r->learning_rate);
+    fprintf(file, "{\"step\": %ld, \"samples\": %ld", (long)r->step, (long)r->samples);
+    write_number(file, "loss", r->loss);
+    write_number(file, "grad_norm", r->grad_norm);
+    fprintf(file, ", \"lr\": %.15g", r->learning_rate);
+    if (r->skipped) fprintf(file, ", \"skipped\": true");
     fprintf(file, ", \"selection\": \"%s\"", r->selection ? "on" : "off");
     if (!isnan(r->validation_loss)) fprintf(file, ", \"val_loss\": %.9g", r->validation_loss);
     if (!isnan(r->validation_dense)) fprintf(file, ", \"val_loss_dense\": %.9g", r->validation_dense);
     fprintf(file, ", \"ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * r->seconds, r->tokens / r->seconds);
     if (!isnan(r->mfu)) fprintf(file, ", \"mfu\": %.4f", r->mfu);
     fprintf(file, ", \"memory_gib\": %.3f}\n", r->memory / 0x1p30);
-    if (fflush(file) != 0) fatal("cannot write %s: %s", logger->path, strerror(errno));
+    const bool written = fflush(file) == 0;
+    if (!written && !logger->failing)
+        warning("cannot write %s: %s; lines may be missing there", logger->path, strerror(errno));
+    logger->failing = !written;
+    clearerr(file);
 }
 
 static void print_step(const Logger *logger, const StepReport *r) {
@@ -73,6 +88,7 @@ static void print_step(const Logger *logger, const StepReport *r) {
            left / 3600, left / 60 % 60, left % 60);
     if (!isnan(r->validation_loss)) printf(" | val loss %.4f", r->validation_loss);
     if (!isnan(r->validation_dense)) printf(" | dense val loss %.4f", r->validation_dense);
+    if (r->skipped) printf(" | no update");
     printf("\n");
     fflush(stdout);
 }
@@ -87,8 +103,8 @@ void logger_step(Logger *logger, const StepReport *report, bool print) {
 }
 
 void logger_close(Logger *logger) {
-    if (logger->metrics && fclose(logger->metrics) != 0)
-        fatal("cannot write %s: %s", logger->path, strerror(errno));
+    if (logger->metrics && fclose(logger->metrics) != 0 && !logger->failing)
+        warning("cannot write %s: %s; lines may be missing there", logger->path, strerror(errno));
     free(logger->path);
     memset(logger, 0, sizeof(*logger));
 }

@@ -13,6 +13,7 @@ typedef struct {
     double learning_rate;
     double validation_loss;  // as trained; NAN where there was no validation
     double validation_dense; // with dense attention, where it was trained with selection; NAN likewise
+    bool skipped;            // no update was made
     bool selection;          // whether the step was trained with selection (stage 1 of the recipe)
     double seconds;          // of this step, validation and saving not included
     double tokens;           // of this step
@@ -23,6 +24,7 @@ typedef struct {
 typedef struct {
     FILE *metrics;
     char *path;
+    bool failing;         // the last line could not be written
     double usual_seconds; // of a step: a running mean, for the time left
 } Logger;
 
@@ -30,7 +32,8 @@ typedef struct {
 // which will be done again, are dropped. Fails with a message if it cannot be written.
 Logger logger_open(const char *out_dir, int64_t step);
 
-// Writes the report to metrics.jsonl, and prints it if `print` says so.
+// Writes the report to metrics.jsonl (where that fails, on a full disk say, a warning is all), and prints it
+// if `print` says so.
 void logger_step(Logger *logger, const StepReport *report, bool print);
 
 void logger_close(Logger *logger);

@@ -98,6 +98,12 @@ static const Option options_table[] = {
      "decay the norms' weights too, not only matrices"},
     {"grad-clip", REAL, AT(grad_clip), "1", 0, 1e30, NULL, RECORD, "X",
      "largest gradient norm; 0: no clipping"},
+    {"max-nonfinite", INT(max_nonfinite), "3", 0, UNLIMITED, NULL, RECORD, "STEPS",
+     "in a row without a finite loss and gradient norm, which are not updated; with more the run stops"},
+    {"skip-outliers", REAL, AT(skip_outliers), "0", 0, 1e6, NULL, RECORD, "X",
+     "no update where loss or gradient norm is X standard deviations above its mean; 0: always"},
+    {"outlier-window", INT(outlier_window), "128", 2, 1 << 20, NULL, RECORD, "STEPS",
+     "that this mean and deviation are taken over"},
 
     HEADING("run"),
     {"out", TEXT, AT(out), "", 0, 0, NULL, UNRECORDED, "DIR",
@@ -115,6 +121,8 @@ static const Option options_table[] = {
      "what a checkpoint that cannot be written does to the run (the last one ends it with an error anyway)"},
     {"verify-checkpoint", TEXT, AT(verify_checkpoint), "", 0, 0, NULL, UNRECORDED, "DIR",
      "check every file of this checkpoint, say whether it is good, and exit"},
+    {"time-limit", REAL, AT(time_limit), "0", 0, 1e9, NULL, UNRECORDED, "MINUTES",
+     "after which the run saves and ends as if it had been sent SIGTERM (exit code 75); 0: none"},
     {"val-every", INT(val_every), "100", 0, UNLIMITED, NULL, RECORD, "STEPS",
      "between validations; 0: never"},
     {"val-batches", INT(val_batches), "8", 1, UNLIMITED, NULL, RECORD, "N",
@@ -401,6 +409,11 @@ Options options_parse(int argc, char **argv, const struct cJSON *recorded) {
 
 LighthouseSettings options_lighthouse(const Options *options) {
     LighthouseSettings settings = {options->levels, options->pool, options->topk, options->topk_tile};
+    return settings;
+}
+
+GuardSettings options_guard(const Options *options) {
+    GuardSettings settings = {options->max_nonfinite, options->skip_outliers, options->outlier_window};
     return settings;
 }
 

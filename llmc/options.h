@@ -2,6 +2,7 @@
 // and what a checkpoint records.
 #pragma once
 #include "config.h"
+#include "guard.h"
 #include "lighthouse.h"
 
 #ifdef __cplusplus
@@ -30,6 +31,8 @@ typedef struct {
     const char *lr_schedule;
     double beta1, beta2, eps, weight_decay, grad_clip;
     bool decay_all;
+    int64_t max_nonfinite, outlier_window;
+    double skip_outliers;
     // run
     const char *out, *resume; // resume is empty for a new run
     int64_t save_every, keep, keep_every, val_every, val_batches, log_every;
@@ -37,6 +40,7 @@ typedef struct {
     bool async_save;
     const char *on_save_error;
     const char *verify_checkpoint; // empty: none
+    double time_limit;             // minutes
     // device
     const char *device, *dtype, *recompute;
     bool plan, deterministic;
@@ -50,6 +54,7 @@ typedef struct {
 Options options_parse(int argc, char **argv, const struct cJSON *recorded);
 
 LighthouseSettings options_lighthouse(const Options *options);
+GuardSettings options_guard(const Options *options);
 
 // Refuses options that do not go together, or not with so many processes.
 void options_check(const Options *options, int processes);

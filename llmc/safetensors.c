@@ -175,7 +175,9 @@ static bool read_header(SafetensorsFile *file, const Reason *reason) {
     if (fstat(file->descriptor, &status) != 0) return refuse(reason, "cannot be read: %s", strerror(errno));
     if (!S_ISREG(status.st_mode)) return refuse(reason, "is not a file");
     unsigned char length_bytes[LENGTH_BYTES];
-    if (file_read(file->descriptor, length_bytes, LENGTH_BYTES, 0) != LENGTH_BYTES)
+    int64_t got = file_read(file->descriptor, length_bytes, LENGTH_BYTES, 0);
+    if (got < 0) return refuse(reason, "cannot be read: %s", strerror(errno));
+    if (got < LENGTH_BYTES)
         return refuse(reason, "has %ld bytes, fewer than the %d of a header's length", (long)status.st_size,
                       LENGTH_BYTES);
     uint64_t length = 0;
@@ -188,10 +190,12 @@ static bool read_header(SafetensorsFile *file, const Reason *reason) {
                       (unsigned long long)length, (long)status.st_size);
     file->data_start = LENGTH_BYTES + (size_t)length;
     char *text = (char *)host_allocate((size_t)length + 1, 1, "the header of a safetensors file");
-    const int64_t got = file_read(file->descriptor, text, (size_t)length, LENGTH_BYTES);
+    got = file_read(file->descriptor, text, (size_t)length, LENGTH_BYTES);
+    const int cause = errno;
     cJSON *header = got == (int64_t)length ? parse_json(text, (size_t)length) : NULL;
     const bool good = header ? parse_header(file, header, (size_t)status.st_size - file->data_start, reason)
-                             : refuse(reason, "its header is not a JSON object");
+                      : got < 0 ? refuse(reason, "cannot be read: %s", strerror(cause))
+                                : refuse(reason, "its header is not a JSON object");
     cJSON_Delete(header);
     free(text);
     return good;

@@ -252,6 +252,8 @@ static void plan_trainer(Saver *saver, const SaveRequest *request) {
     cJSON_AddStringToObject(json, "version", PROGRAM_VERSION);
     cJSON_AddNumberToObject(json, "step", (double)request->progress.step);
     cJSON_AddNumberToObject(json, "samples", (double)request->progress.samples);
+    cJSON_AddNumberToObject(json, "skipped", (double)request->progress.skipped);
+    cJSON_AddItemToObject(json, "guard", cJSON_Duplicate(request->guard, true));
     cJSON_AddItemToObject(json, "options", cJSON_Duplicate(request->options, true));
     plan_json(saver, TRAINER_FILE, json);
 }
@@ -273,46 +275,40 @@ static bool write_failed(Saver *saver, const char *path) {
     return false;
 }
 
-static bool append_from_device(Saver *saver, FileWriter *writer, const Source *source) {
-    for (size_t done = 0; done < source->bytes; done += CHUNK_BYTES) {
-        const size_t part = source->bytes - done < CHUNK_BYTES ? source->bytes - done : CHUNK_BYTES;
-        saver->device->download(saver->device, saver->chunk, (const char *)source->memory + done, part);
-        if (!file_append(writer, saver->chunk, part)) return false;
-    }
-    return true;
-}
-
-static bool append_from_snapshot(Saver *saver, FileWriter *writer, const char *memory, size_t bytes) {
-    for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
-        const size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
-        if (!file_append(writer, memory + done, part)) return false;
-        if (saver->cancelled) return false;
-    }
-    return true;
-}
-
-// The sources of a file; *snapshot_offset is where they are in the snapshot, and moves behind them.
-static bool append_sources(Saver *saver, FileWriter *writer, const PlannedFile *file,
-                           size_t *snapshot_offset) {
+// The sources of a file, by way of a chunk.
+static bool append_from_device(Saver *saver, FileWriter *writer, const PlannedFile *file) {
     for (int i = 0; i < file->source_count; i++) {
         const Source *source = &saver->sources[file->first_source + i];
-        if (saver->snapshot
-                ? !append_from_snapshot(saver, writer, saver->snapshot + *snapshot_offset, source->bytes)
-                : !append_from_device(saver, writer, source))
-            return false;
-        *snapshot_offset += source->bytes;
+        for (size_t done = 0; done < source->bytes; done += CHUNK_BYTES) {
+            const size_t part = source->bytes - done < CHUNK_BYTES ? source->bytes - done : CHUNK_BYTES;
+            saver->device->download(saver->device, saver->chunk, (const char *)source->memory + done, part);
+            if (!file_append(writer, saver->chunk, part)) return false;
+        }
     }
     return true;
 }
 
-static bool write_file(Saver *saver, const PlannedFile *file, size_t *snapshot_offset) {
+// The same from the snapshot, where they follow one another. Chunks let it stop early.
+static bool append_from_snapshot(Saver *saver, FileWriter *writer, const PlannedFile *file) {
+    const char *memory = saver->snapshot;
+    size_t bytes = 0;
+    for (int i = 0; i < file->first_source; i++) memory += saver->sources[i].bytes;
+    for (int i = 0; i < file->source_count; i++) bytes += saver->sources[file->first_source + i].bytes;
+    for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
+        const size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
+        if (saver->cancelled || !file_append(writer, memory + done, part)) return false;
+    }
+    return true;
+}
+
+static bool write_file(Saver *saver, const PlannedFile *file) {
     const Path directory = step_path(saver->out_dir, saver->step, STEP_TEMPORARY);
     const Path path = path_below(directory.text, file->name);
     FileEntry *entry = &saver->report.entries[saver->report.count];
     FileWriter writer;
     if (!file_create(&writer, path.text)) return write_failed(saver, path.text);
     if (!file_append(&writer, file->text, file->text_bytes) ||
-        !append_sources(saver, &writer, file, snapshot_offset)) {
+        !(saver->snapshot ? append_from_snapshot : append_from_device)(saver, &writer, file)) {
         file_abandon(&writer);
         return write_failed(saver, path.text);
     }
@@ -324,9 +320,8 @@ static bool write_file(Saver *saver, const PlannedFile *file, size_t *snapshot_o
 }
 
 static bool write_files(Saver *saver) {
-    size_t snapshot_offset = 0;
     for (int i = 0; i < saver->file_count; i++)
-        if (!write_file(saver, &saver->files[i], &snapshot_offset)) return false;
+        if (!write_file(saver, &saver->files[i])) return false;
     return true;
 }
 

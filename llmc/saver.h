@@ -24,6 +24,7 @@ typedef struct {
     const char *out_dir; // made if missing
     Progress progress;
     const struct cJSON *options;      // recorded in trainer.json
+    const struct cJSON *guard;        // likewise: guard_record
     int64_t seq_len, separator_token; // for config.json; separator_token < 0: none
     Retention retention;
 } SaveRequest;

@@ -49,9 +49,9 @@ static void profile_step(Bench *b, const Ceilings *ceilings) {
     free(rows);
 }
 
-// --- what several GPUs exchange ---------------------------------------------------------------------------
+// --- what several GPUs exchange -------------------------------------------------------------------------
 
-// The collective operations of a step, in place of being done: by their kind, to be done later on their own.
+// The collective operations of a step, to be done again on their own.
 typedef struct {
     enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } kind;
     GroupKind group;
@@ -64,52 +64,48 @@ typedef struct {
 static struct {
     Call calls[4096];
     int count;
-    bool records;
-} log_of_calls;
+    Collectives real;
+} steps_calls;
 
-static void add_call(Call call) {
-    if (!log_of_calls.records) return;
-    if (log_of_calls.count == (int)COUNT_OF(log_of_calls.calls))
-        fatal("a step has more collective operations");
-    log_of_calls.calls[log_of_calls.count++] = call;
+static Call *add_call(int kind, GroupKind group) {
+    if (steps_calls.count == (int)COUNT_OF(steps_calls.calls)) fatal("a step has more collective operations");
+    Call *call = &steps_calls.calls[steps_calls.count++];
+    memset(call, 0, sizeof(*call));
+    call->kind = (decltype(call->kind))kind;
+    call->group = group;
+    return call;
 }
 
-static void log_reduce_scatter(Collectives *, GroupKind group, void *buffer, int64_t count, const char *) {
-    Call call = {};
-    call.kind = Call::REDUCE_SCATTER;
-    call.group = group;
-    call.buffer = buffer;
-    call.size = count;
-    add_call(call);
+static void note_reduce_scatter(Collectives *self, GroupKind group, void *buffer, int64_t count,
+                                const char *what) {
+    Call *call = add_call(Call::REDUCE_SCATTER, group);
+    call->buffer = buffer;
+    call->size = count;
+    steps_calls.real.reduce_scatter(self, group, buffer, count, what);
 }
 
-static void log_all_gather(Collectives *, GroupKind group, void *buffer, size_t bytes, const char *) {
-    Call call = {};
-    call.kind = Call::ALL_GATHER;
-    call.group = group;
-    call.buffer = buffer;
-    call.size = (int64_t)bytes;
-    add_call(call);
+static void note_all_gather(Collectives *self, GroupKind group, void *buffer, size_t bytes,
+                            const char *what) {
+    Call *call = add_call(Call::ALL_GATHER, group);
+    call->buffer = buffer;
+    call->size = (int64_t)bytes;
+    steps_calls.real.all_gather(self, group, buffer, bytes, what);
 }
 
-static void log_exchange(Collectives *, GroupKind group, const Message *sends, int send_count,
-                         const Message *receives, int receive_count, const char *) {
-    Call call = {};
-    call.kind = Call::EXCHANGE;
-    call.group = group;
-    for (int i = 0; i < send_count; i++) call.sends[i] = sends[i];
-    for (int i = 0; i < receive_count; i++) call.receives[i] = receives[i];
-    call.send_count = send_count;
-    call.receive_count = receive_count;
-    add_call(call);
+static void note_exchange(Collectives *self, GroupKind group, const Message *sends, int send_count,
+                          const Message *receives, int receive_count, const char *what) {
+    Call *call = add_call(Call::EXCHANGE, group);
+    for (int i = 0; i < send_count; i++) call->sends[i] = sends[i];
+    for (int i = 0; i < receive_count; i++) call->receives[i] = receives[i];
+    call->send_count = send_count;
+    call->receive_count = receive_count;
+    steps_calls.real.exchange(self, group, sends, send_count, receives, receive_count, what);
 }
 
-static void log_finish(Collectives *) {}
-
-static void do_logged_calls(void *context) {
+static void do_calls(void *context) {
     Collectives *collectives = ((Bench *)context)->training.collectives;
-    for (int i = 0; i < log_of_calls.count; i++) {
-        const Call *c = &log_of_calls.calls[i];
+    for (int i = 0; i < steps_calls.count; i++) {
+        const Call *c = &steps_calls.calls[i];
         if (c->kind == Call::REDUCE_SCATTER)
             collectives_reduce_scatter(collectives, c->group, c->buffer, c->size, "the benchmark");
         else if (c->kind == Call::ALL_GATHER)
@@ -122,25 +118,39 @@ static void do_logged_calls(void *context) {
     collectives->device->synchronize(collectives->device);
 }
 
-// The step without its collective operations, and those without the rest: what is hidden of them is what the
-// whole step takes less than both together.
+// In its place: what is sent is taken for what is received, so that the rest works on real numbers.
+static void copy_exchange(Collectives *self, GroupKind, const Message *sends, int send_count,
+                          const Message *receives, int receive_count, const char *) {
+    for (int i = 0; i < send_count && i < receive_count; i++)
+        self->device->ops->copy_rows(receives[i].memory, 0, sends[i].memory, 0, 1,
+                                     (int64_t)sends[i].bytes / 2, self->device->stream);
+}
+static void no_reduce_scatter(Collectives *, GroupKind, void *, int64_t, const char *) {}
+static void no_all_gather(Collectives *, GroupKind, void *, size_t, const char *) {}
+static void no_finish(Collectives *) {}
+
+// The step's collective operations on their own, and the step without them: how much longer the whole takes
+// than the latter is what is not hidden of the former, together with what both take from each other.
 static void print_overlap(Bench *b, double step) {
     Collectives *collectives = b->training.collectives;
-    const Collectives real = *collectives;
-    collectives->reduce_scatter = log_reduce_scatter;
-    collectives->all_gather = log_all_gather;
-    collectives->exchange = log_exchange;
-    collectives->finish = log_finish;
-    log_of_calls.records = true;
+    steps_calls.real = *collectives;
+    collectives->reduce_scatter = note_reduce_scatter;
+    collectives->all_gather = note_all_gather;
+    collectives->exchange = note_exchange;
     forward_backward(b);
-    log_of_calls.records = false;
-    const double without = median_seconds(forward_backward, b, 0, step < long_step ? REPEATS : 1);
-    *collectives = real;
-    const double alone = median_seconds(do_logged_calls, b, 1, REPEATS);
-    const double exposed = step - without;
-    printf("%d collective operations: %.1f ms on their own, of which %.1f ms are not hidden; %.1f ms without "
-           "them\n",
-           log_of_calls.count, 1e3 * alone, 1e3 * exposed, 1e3 * without);
+    *collectives = steps_calls.real;
+    const double alone = median_seconds(do_calls, b, 1, REPEATS);
+    collectives->reduce_scatter = no_reduce_scatter;
+    collectives->all_gather = no_all_gather;
+    collectives->exchange = copy_exchange;
+    collectives->finish = no_finish;
+    const double without = median_seconds(forward_backward, b, 1, step < long_step ? REPEATS : 1);
+    const double copies = median_seconds(do_calls, b, 1, REPEATS);
+    *collectives = steps_calls.real;
+    printf(
+        "%d collective operations: %.1f ms on their own; the step without them %.1f ms, so %.1f ms are not "
+        "hidden\n",
+        steps_calls.count, 1e3 * alone, 1e3 * (without - copies), 1e3 * (step - (without - copies)));
 }
 
 // --- what is printed ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Reads checkpoints of train_lighthouse: the model's shape, weights and moments, and the options of the run."""
 
+import glob
 import json
 import math
 import os
@@ -48,10 +49,25 @@ def flat_order(layers):
     yield "model.norm.weight", False
 
 
+def load_flat(directory):
+    """{"master": …, "m": …, "v": …}, each one flat tensor, put together from the files of all ranks."""
+    flat = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(directory), "optimizer-*-of-*.safetensors"))):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            first, count = ([int(number) for number in metadata[key].split(",") if number] for key in ("first", "count"))
+            for kind in file.keys():
+                part, place = file.get_tensor(kind), 0
+                flat.setdefault(kind, part.new_zeros(int(metadata["total"])))
+                for begin, length in zip(first, count):
+                    flat[kind][begin:begin + length] = part[place:place + length]
+                    place += length
+    return flat
+
+
 def load_optimizer(directory, shapes):
-    """{"master": …, "m": …, "v": …}, each name → tensor, of a checkpoint that one process wrote."""
-    with safe_open(os.path.join(directory, "optimizer-00000-of-00001.safetensors"), "pt") as file:
-        flat = {kind: file.get_tensor(kind) for kind in ("master", "m", "v")}
+    """{"master": …, "m": …, "v": …}, each name → tensor."""
+    flat = load_flat(directory)
     state, offset = {kind: {} for kind in flat}, 0
     for name, joined in flat_order(sum(name.endswith("q_proj.weight") for name in shapes)):
         if not joined:

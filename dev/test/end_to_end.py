@@ -399,6 +399,69 @@ def a_killed_run_resumes_to_the_same_bytes():
     check_equal("what lies in --out", sorted(os.listdir("killed")), sorted(os.listdir("whole")))
 
 
+def checkpoints_left(out="out"):
+    """The directories that hold a checkpoint, or its predecessor while it is replaced."""
+    names = os.listdir(out) if os.path.exists(out) else []
+    return sorted(name for name in names if name.startswith("step_") and not name.endswith(".tmp"))
+
+
+def kill_a_run(command, chooser):
+    """Starts it, waits for some of its steps, and kills it while it saves. Says what it printed on stderr."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    steps = chooser.randrange(1, 6)
+    for line in process.stdout:
+        steps -= line.startswith("step ")
+        if steps == 0:
+            break
+    time.sleep(chooser.uniform(0, 0.008))
+    process.send_signal(signal.SIGKILL)
+    return process.communicate()[1]
+
+
+def check_kills(kills, seed, progress=lambda killed: None):
+    """Kills runs while they save, again and again, as they go on from what the last one left: that is always good, and never
+    fewer checkpoints than before."""
+    chooser = random.Random(seed)
+    make_shards()
+    options = {"steps": 30, "save_every": 1, "seq_len": 16}
+    train(out="whole", keep=100, **options)
+    before = []
+    for killed in range(kills):
+        keep = chooser.randrange(1, 4)
+        if not before or before[-1].startswith("step_00000030"):
+            shutil.rmtree("out", ignore_errors=True)
+            before = []
+            command = command_line(**options)
+        else:
+            # From an older one, the newer ones are replaced.
+            older = [name for name in before if not name.endswith(".old")]
+            start = f"out/{chooser.choice(older)}" if older and chooser.random() < 0.3 else "latest"
+            command = [PROGRAM, *to_flags({"device": DEVICE, "out": "out", "resume": start})]
+        said = kill_a_run([*command, "--keep", str(keep), "--async-save", chooser.choice(["on", "on", "off"])], chooser)
+        check("error" not in said and "damaged" not in said, f"{' '.join(command)}\nsays: {said}")
+        after = checkpoints_left()
+        steps_before, steps_after = ({name[:13] for name in names} for names in (before, after))
+        check(len(steps_after) >= min(len(steps_before), keep), f"kill {killed}: {before} before, {after} after")
+        if before:
+            named = read_file("out/latest").decode().strip()
+            check(named in after or f"{named}.old" in after, f"kill {killed}: latest names {named}, there are {after}")
+        for name in after:
+            check_same_state(f"out/{name}", checkpoint(int(name[5:13]), "whole"))
+            if killed % 5 == 0:
+                finish([PROGRAM, "--verify-checkpoint", f"out/{name}"])
+        before = after
+        progress(killed + 1)
+    if before:
+        done = resume(out="out")
+        check("damaged" not in done.stderr, done.stderr)
+        check_same_state(checkpoint(30), checkpoint(30, "whole"))
+
+
+@test
+def runs_killed_while_they_save_leave_good_checkpoints():
+    check_kills(20, seed=random.randrange(10**9))
+
+
 @test
 def a_resume_drops_the_metrics_of_steps_it_does_again():
     make_shards()
@@ -594,6 +657,17 @@ def geometries_that_do_not_work_are_refused():
         if works:
             finish(command_line(**wrong | works) + ["--plan"])
         check(not os.path.exists("out"), f"{options}: the output directory was made")
+
+
+@test
+def what_a_device_cannot_do_is_refused_before_a_run():
+    make_shards()
+    command = command_line(**LIGHTHOUSE | {"levels": 9, "topk": 8, "seq_len": 2048}) + ["--plan"]
+    if DEVICE == "cuda":
+        check_refused(command, "--levels 9", "8")
+    else:
+        finish(command)
+    check(not os.path.exists("out"), "the output directory was made")
 
 
 @test
@@ -1002,6 +1076,213 @@ def a_checkpoint_is_a_hugging_face_llama():
     check_equal("types", {kind for kind, _ in tensors.values()},
                 {{"float32": "F32", "bfloat16": "BF16"}[config["torch_dtype"]]})
     check_equal("metadata", metadata.get("format"), "pt")
+
+
+# --- disks that fail -------------------------------------------------------------------------------------------------
+
+
+def failing_disk(kind, call, count=1, below="out"):
+    """The environment in which calls of the program on files below a directory fail, from that call on
+    (dev/test/preload)."""
+    return os.environ | {"LD_PRELOAD": os.path.join(ROOT, "build", "fail_io.so"), "FAIL_IO_BELOW": os.path.abspath(below),
+                         "FAIL_IO_KIND": kind, "FAIL_IO_CALL": str(call), "FAIL_IO_FOR": str(count)}
+
+
+def prepare_failing_disk():
+    """A run of three steps that ended well in whole, and one that is at step two in good."""
+    finish(["make", "-s", "-C", ROOT, "build/fail_io.so"])
+    make_shards()
+    train(steps=3, save_every=1, keep=1, out="whole")
+    train(steps=2, save_every=1, keep=1, out="good")
+
+
+def resume_on(disk, **options):
+    """Goes on with a copy of good, as out."""
+    shutil.rmtree("out", ignore_errors=True)
+    shutil.copytree("good", "out")
+    return subprocess.run([PROGRAM, *to_flags({"device": DEVICE, "resume": "latest", "steps": 3} | options)], env=disk,
+                          capture_output=True, text=True)
+
+
+def check_recovers(said):
+    """What is in out is good, and goes on as if nothing had happened."""
+    if read_file("out/latest") != b"step_00000003\n":
+        done = resume(out="out", steps=3)
+        check(not done.stderr, f"{said}\nand then: {done.stderr}")
+    check_same_state(checkpoint(3), checkpoint(3, "whole"))
+
+
+def fail_at_every_call(kind, count, **options):
+    """One run for each call on files that it makes: that call fails. Returns how many ended with an error."""
+    errors, call, quiet = 0, 0, 0
+    while quiet < 2:
+        call += 1
+        check(call < 200, "no run succeeds")
+        done = resume_on(failing_disk(kind, call, count), **options)
+        said = f"{kind} in call {call}: exit code {done.returncode}, {done.stderr}"
+        lines = done.stderr.splitlines()
+        check(done.returncode in (0, 1), said)
+        check(sum(line.startswith("error: ") for line in lines) == done.returncode, f"one line of error: {said}")
+        check(all(line.startswith(("error: ", "warning: ")) for line in lines), said)
+        check(done.returncode == 0 or {"ENOSPC": "No space left", "full": "No space left", "EIO": "Input/output error",
+                                       "EROFS": "Read-only file system"}[kind] in done.stderr, said)
+        check_recovers(said)
+        errors += done.returncode
+        # A call that nothing depends on may fail unnoticed, but not two of them.
+        quiet = 0 if lines else quiet + 1
+    return errors
+
+
+@test
+def a_failing_disk_costs_no_checkpoint():
+    prepare_failing_disk()
+    for kind, count in (("ENOSPC", 1), ("EIO", 1), ("EIO", 0), ("full", 1)):
+        errors = fail_at_every_call(kind, count)
+        check(errors > 20, f"only {errors} calls that fail with {kind} are noticed")
+
+
+@test
+def a_failing_disk_costs_no_checkpoint_that_training_waits_for():
+    prepare_failing_disk()
+    errors = fail_at_every_call("full", 1, async_save="off")
+    check(errors > 20, f"only {errors} failing calls are noticed")
+
+
+@test
+def a_run_killed_at_any_call_goes_on_to_the_same_bytes():
+    prepare_failing_disk()
+    call = 0
+    while True:
+        call += 1
+        check(call < 200, "no run succeeds")
+        done = resume_on(failing_disk("kill", call))
+        if done.returncode == 0:
+            break
+        check_equal("exit code", done.returncode, -signal.SIGKILL)
+        check_recovers(f"killed at call {call}")
+    check(call > 30, f"only {call} calls")
+
+
+@test
+def a_replacement_that_fails_at_any_call_costs_no_checkpoint():
+    finish(["make", "-s", "-C", ROOT, "build/fail_io.so"])
+    make_shards()
+    train(steps=4, save_every=1, keep=3, out="whole")
+    train(steps=3, save_every=1, keep=2, out="good")
+    for kind, bad in (("kill", -signal.SIGKILL), ("EIO", 1)):
+        call, quiet = 0, 0
+        while quiet < 2:
+            call += 1
+            check(call < 200, "no run succeeds")
+            done = resume_on(failing_disk(kind, call), resume="out/step_00000002")  # step 3 is there
+            said = f"{kind} in call {call}: {done.stderr}"
+            check(done.returncode in (0, bad), said)
+            left = checkpoints_left()
+            check("step_00000002" in left and (set(left) & {"step_00000003", "step_00000003.old"}), f"{said}, left {left}")
+            for name in left:
+                check_same_state(f"out/{name}", checkpoint(int(name[5:13]), "whole"))
+            quiet = quiet + 1 if done.returncode == 0 and not done.stderr else 0
+            done = resume(out="out", steps=4)
+            check("damaged" not in done.stderr, f"{said}, and then: {done.stderr}")
+            check_same_state(checkpoint(4), checkpoint(4, "whole"))
+        check(call > 20, f"only {call} calls")
+
+
+@test
+def short_writes_are_gone_on_with():
+    prepare_failing_disk()
+    done = resume_on(failing_disk("short", 1, 0))
+    check(done.returncode == 0 and not done.stderr, done.stderr)
+    check_recovers("short writes")
+
+
+def fail_at_every_read(below, *words):
+    """One run for each read below a directory: it fails, with lines that hold the words, one of them of error unless there
+    is a way on. Returns how many."""
+    for call in range(1, 100):
+        done = resume_on(failing_disk("read", call, below=below))
+        if not done.stderr:
+            return call - 1
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+        check(done.returncode == len(errors) and all(line.startswith("error: ") for line in errors), done.stderr)
+        for word in (below, "Input/output error", *words):
+            check(word in done.stderr, f"read {call}: \"{word}\" expected: {done.stderr}")
+    raise Failure("no run succeeds")
+
+
+@test
+def reads_that_fail_are_named():
+    prepare_failing_disk()
+    errors = fail_at_every_read("shards", "--train-data: cannot read shards/text_train_000000.bin at byte ")
+    check(errors >= 4, f"only {errors} reads of shards fail")
+    check_recovers("reads of shards that fail")
+    errors = fail_at_every_read("out")
+    check(errors > 10, f"only {errors} reads of checkpoints fail")
+    check_recovers("reads of checkpoints that fail")
+
+
+@test
+def a_failed_save_does_not_end_training_unless_asked():
+    prepare_failing_disk()
+    train(steps=5, save_every=1, keep=1, out="longer")
+    # The calls after the first ten are of the save of step 3; those of later ones succeed.
+    for call in (10, 20, 30):
+        for asynchronous in ("on", "off"):
+            done = resume_on(failing_disk("EIO", call), steps=5, async_save=asynchronous)
+            lines = done.stderr.splitlines()
+            check(done.returncode == 0 and len(lines) == 1 and lines[0].startswith("warning: saving a checkpoint: ") and
+                  "step_00000003" in lines[0] and "training goes on" in lines[0], f"call {call}: {done.stderr}")
+            check_equal("checkpoints", steps_kept(), [5])
+            check_same_state(checkpoint(5), checkpoint(5, "longer"))
+            done = resume_on(failing_disk("EIO", call), steps=5, async_save=asynchronous, on_save_error="stop")
+            check(done.returncode == 1 and done.stderr.startswith("error: saving a checkpoint: "), done.stderr)
+            check(steps_kept()[0] == 2, f"checkpoints {steps_kept()}")
+            resume(out="out", steps=5)
+            check_same_state(checkpoint(5), checkpoint(5, "longer"))
+
+
+@test
+def checkpoints_beside_training_and_between_steps_are_the_same():
+    make_shards()
+    train(steps=4, save_every=1, out="beside")
+    train(steps=4, save_every=1, out="between", async_save="off")
+    for step in (3, 4):
+        check_same_state(checkpoint(step, "beside"), checkpoint(step, "between"))
+
+
+@test
+def a_run_that_stops_finishes_the_checkpoint_that_it_is_writing():
+    make_shards()
+    shutil.copy("shards/text_train_000000.bin", "data.bin")
+    command = command_line(train_data="data.bin", steps=1000, save_every=1, seq_len=16, keep=2)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not os.path.exists("out/latest"):
+        time.sleep(0.001)
+    os.remove("data.bin")
+    said = process.communicate()[1]
+    check_equal("exit code", process.returncode, 1)
+    check(said.startswith("error: --train-data: cannot read data.bin at byte ") and len(said.splitlines()) == 1, said)
+    steps = [entry["step"] for entry in read_metrics()]
+    check_equal("the newest checkpoint and the last step", steps_kept()[-1], steps[-1])
+    check(not [name for name in os.listdir("out") if name.endswith(".tmp")], f"left: {os.listdir('out')}")
+    finish([PROGRAM, "--verify-checkpoint", checkpoint(steps[-1])])
+
+
+@test
+def a_checkpoint_is_verified():
+    make_shards()
+    train()
+    said = finish([PROGRAM, "--verify-checkpoint", checkpoint(4)])
+    check(said.stdout.startswith(f"{checkpoint(4)}: good, step 4, 8 samples, ") and len(said.stdout.splitlines()) == 1,
+          said.stdout)
+    for name in CHECKPOINT_FILES:
+        path = os.path.join(checkpoint(4), name)
+        good = read_file(path)
+        for damage in (truncate, flip_a_bit):
+            write_file(path, damage(good))
+            check_refused([PROGRAM, "--verify-checkpoint", checkpoint(4)], checkpoint(4), "not a good checkpoint", name)
+        write_file(path, good)
+    check_refused([PROGRAM, "--verify-checkpoint", "out"], "out", "manifest.json")
 
 
 # --- what the program says -------------------------------------------------------------------------------------------

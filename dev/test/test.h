@@ -45,6 +45,7 @@ int test_summary(void);
 // The groups. `device` is the device under test: its results are compared with the plain C operations.
 void test_common(void);
 void test_data(void);
+void test_guard(void);
 void test_checkpoint(void);
 void test_options(void);
 void test_ops(Device *device);

@@ -113,30 +113,38 @@ typedef struct {
     const Model *model;
     int64_t step;
     Retention retention;
+    bool asynchronous;
 } SaveCall;
 
 // Saves, and ends the process if that fails.
-static void save_request(const Model *model, const SaveRequest *request) {
-    Saver *saver = saver_create(&alone, false);
+static void save_request(const Model *model, const SaveRequest *request, bool asynchronous) {
+    Saver *saver = saver_create(&alone, asynchronous);
     saver_begin(saver, &model->state, request);
     if (saver_finish(saver) != SAVE_COMMITTED) fatal("%s", saver_message(saver));
     if (saver_message(saver)[0]) warning("%s", saver_message(saver));
     saver_destroy(saver);
 }
 
-static void save(void *argument) {
-    const SaveCall *call = (const SaveCall *)argument;
+static SaveRequest new_request(const char *out_dir, int64_t step, Retention retention) {
     cJSON *options = cJSON_CreateObject();
     cJSON_AddStringToObject(options, "lr", "0.002");
     cJSON_AddStringToObject(options, "out", "a \"quoted\" name");
-    const SaveRequest request = {call->out_dir,  {call->step, 32 * call->step}, options, 640, 36,
-                                 call->retention};
-    save_request(call->model, &request);
-    cJSON_Delete(options);
+    return (SaveRequest){out_dir, {step, 32 * step, 0}, options, options, 640, 36, retention};
+}
+
+static void delete_request(SaveRequest *request) {
+    cJSON_Delete((cJSON *)request->options);
+}
+
+static void save(void *argument) {
+    const SaveCall *call = (const SaveCall *)argument;
+    SaveRequest request = new_request(call->out_dir, call->step, call->retention);
+    save_request(call->model, &request, call->asynchronous);
+    delete_request(&request);
 }
 
 static void save_step(const char *out_dir, const Model *model, int64_t step) {
-    SaveCall call = {out_dir, model, step, keep_all};
+    SaveCall call = {out_dir, model, step, keep_all, false};
     save(&call);
 }
 
@@ -317,8 +325,8 @@ static void test_hugging_face(void *unused) {
     Model *model = model_create(STORAGE_BFLOAT16, small_shape);
     cJSON *options = cJSON_CreateObject();
     for (int64_t separator = -1; separator < 37; separator += 37) {
-        const SaveRequest request = {out_dir, {1, 32}, options, 640, separator, keep_all};
-        save_request(model, &request);
+        const SaveRequest request = {out_dir, {1, 32, 0}, options, options, 640, separator, keep_all};
+        save_request(model, &request, false);
         char *path = step_file(out_dir, 1, "config.json"), *text = read_all(path, NULL);
         cJSON *json = cJSON_Parse(text);
         static const struct {
@@ -400,6 +408,49 @@ static void test_damage(void *argument) {
     check_latest(out_dir, 2, NULL);
     free(bytes);
     free(path);
+    model_destroy(model);
+    free(out_dir);
+}
+
+static void check_one_damage(const char *out_dir, const char *path, const char *bytes, size_t size) {
+    write_all(path, bytes, size);
+    check_latest(out_dir, 1, "the checkpoint ");
+}
+
+static size_t header_bytes(const char *file_name, const char *bytes, size_t size) {
+    uint64_t length;
+    memcpy(&length, bytes, sizeof(length));
+    return strstr(file_name, ".safetensors") ? (size_t)length + sizeof(length) : size;
+}
+
+// Every byte that says what the others are, in every way for the manifest, for which no hash vouches; some of
+// the others; and every file cut off at many places. The good one before is taken each time.
+static void test_every_byte(void *unused) {
+    (void)unused;
+    char *out_dir = new_directory();
+    Model *model = model_create(STORAGE_FLOAT32, small_shape);
+    save_step(out_dir, model, 1);
+    save_step(out_dir, model, 2);
+    for (size_t i = 0; i < COUNT_OF(file_names); i++) {
+        char *path = step_file(out_dir, 2, file_names[i]);
+        size_t size;
+        char *bytes = read_all(path, &size);
+        const size_t header = header_bytes(file_names[i], bytes, size);
+        const int ways = strcmp(file_names[i], "manifest.json") ? 1 : 8;
+        for (size_t place = 0; place < size; place += place < header ? 1 : 1 + random_below(2000))
+            for (int way = 0; way < ways; way++) {
+                const char bit = (char)(1 << (ways == 8 ? (uint64_t)way : random_below(8)));
+                bytes[place] ^= bit;
+                check_one_damage(out_dir, path, bytes, size);
+                bytes[place] ^= bit;
+            }
+        for (size_t length = 0; length < size; length += 1 + random_below(1 + size / 50))
+            check_one_damage(out_dir, path, bytes, length);
+        write_all(path, bytes, size);
+        free(bytes);
+        free(path);
+    }
+    check_latest(out_dir, 2, NULL);
     model_destroy(model);
     free(out_dir);
 }
@@ -500,7 +551,7 @@ static void test_retention(void *unused) {
     (void)unused;
     char *out_dir = new_directory();
     Model *model = model_create(STORAGE_FLOAT32, small_shape);
-    SaveCall call = {out_dir, model, 0, {2, 30}};
+    SaveCall call = {out_dir, model, 0, {2, 30}, false};
     for (call.step = 10; call.step <= 80; call.step += 10) save(&call);
     check_listing(out_dir, "latest step_00000030 step_00000060 step_00000070 step_00000080");
     // A run that went on from an earlier checkpoint keeps what it writes, and what it has not reached again.
@@ -595,16 +646,16 @@ static void test_failing_saves(void *unused) {
     char *out_dir = new_directory(), *file = format_string("%s/file", out_dir);
     Model *model = model_create(STORAGE_FLOAT32, small_shape);
     write_all(file, "x", 1);
-    SaveCall into_file = {file, model, 1, keep_all};
+    SaveCall into_file = {file, model, 1, keep_all, false};
     check_dies(save, &into_file, "file: Not a directory");
-    SaveCall below_file = {format_string("%s/below", file), model, 1, keep_all};
+    SaveCall below_file = {format_string("%s/below", file), model, 1, keep_all, false};
     check_dies(save, &below_file, "file/below: Not a directory");
     check(unlink(file) == 0, "cannot remove %s", file);
-    SaveCall nameless = {"", model, 1, keep_all};
+    SaveCall nameless = {"", model, 1, keep_all, false};
     check_dies(save, &nameless, "saving a checkpoint: cannot make ");
 
     save_step(out_dir, model, 1);
-    SaveCall full = {out_dir, model, 2, {1, 0}};
+    SaveCall full = {out_dir, model, 2, {1, 0}, false};
     check_dies(save_to_full_disk, &full, "step_00000002.tmp/model.safetensors: File too large");
     check_listing(out_dir, "latest step_00000001");
     full.step = 1; // replacing one must not cost it
@@ -635,7 +686,7 @@ static void test_killed_saves(void *unused) {
         fflush(NULL);
         const pid_t child = fork();
         if (child == 0) {
-            SaveCall call = {nested, model, newest, {1 + i % 2, 0}};
+            SaveCall call = {nested, model, newest, {1 + i % 2, 0}, i % 5 > 1};
             for (;; call.step += i % 3 == 0 ? 0 : 1) save(&call);
         }
         usleep((useconds_t)random_below(30000));
@@ -652,6 +703,100 @@ static void test_killed_saves(void *unused) {
     check(exists(nested, "step_01000000"), "cannot save after all that");
     model_destroy(model);
     free(nested);
+    free(out_dir);
+}
+
+// --- beside training ------------------------------------------------------------------------------------
+
+static void begin(Saver *saver, const char *out_dir, const Model *model, int64_t step) {
+    SaveRequest request = new_request(out_dir, step, (Retention){2, 0});
+    saver_begin(saver, &model->state, &request);
+    delete_request(&request);
+}
+
+// What is saved is the state at the beginning, whatever training does to it then; each save is reported once.
+static void test_beside_training(void *unused) {
+    (void)unused;
+    char *out_dir = new_directory(), *between = new_directory();
+    Model *model = model_create(STORAGE_BFLOAT16, small_shape),
+          *before = model_create(STORAGE_BFLOAT16, small_shape);
+    Saver *saver = saver_create(&alone, true);
+    check(saver_poll(saver) == SAVE_NONE && saver_finish(saver) == SAVE_NONE, "reports a save before any");
+    for (int64_t step = 1; step <= 6; step++) {
+        save_step(between, model, step);
+        OpenCall call = {"latest", between, before};
+        open_and_load(&call);
+        begin(saver, out_dir, model, step);
+        refill(model);
+        SaveOutcome outcome = SAVE_NONE;
+        for (int polls = 0; step % 2 == 0 && outcome == SAVE_NONE && polls < 60000; polls++) {
+            outcome = saver_poll(saver);
+            usleep(1000);
+        }
+        if (step % 2 == 1) outcome = saver_finish(saver);
+        check(outcome == SAVE_COMMITTED && !saver_message(saver)[0], "outcome %d: %s", outcome,
+              saver_message(saver));
+        check(saver_poll(saver) == SAVE_NONE && saver_finish(saver) == SAVE_NONE, "reports a save twice");
+        check_loads(out_dir, before);
+    }
+    check_listing(out_dir, "latest step_00000005 step_00000006");
+    saver_destroy(saver);
+    model_destroy(model);
+    model_destroy(before);
+    free(between);
+    free(out_dir);
+}
+
+// Beside training or not, a failure is a value, and the next save goes well.
+static void test_failure_is_no_end(void *argument) {
+    const bool asynchronous = argument != NULL;
+    char *out_dir = new_directory();
+    Model *model = model_create(STORAGE_FLOAT32, small_shape);
+    Saver *saver = saver_create(&alone, asynchronous);
+    begin(saver, out_dir, model, 1);
+    check(saver_finish(saver) == SAVE_COMMITTED, "%s", saver_message(saver));
+    void (*const handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    struct rlimit limit, full = {5000, RLIM_INFINITY};
+    getrlimit(RLIMIT_FSIZE, &limit);
+    full.rlim_max = limit.rlim_max;
+    for (int64_t step = 1; step <= 2; step++) {
+        setrlimit(RLIMIT_FSIZE, &full);
+        begin(saver, out_dir, model, step);
+        const SaveOutcome outcome = saver_finish(saver);
+        setrlimit(RLIMIT_FSIZE, &limit);
+        check(outcome == SAVE_FAILED, "outcome %d", outcome);
+        check(strstr(saver_message(saver), "saving a checkpoint: cannot write ") &&
+                  strstr(saver_message(saver), "model.safetensors: File too large"),
+              "says %s", saver_message(saver));
+        check_listing(out_dir, "latest step_00000001");
+        check_loads(out_dir, model);
+    }
+    begin(saver, out_dir, model, 2);
+    check(saver_finish(saver) == SAVE_COMMITTED && !saver_message(saver)[0], "%s", saver_message(saver));
+    check_listing(out_dir, "latest step_00000001 step_00000002");
+    signal(SIGXFSZ, handler);
+    saver_destroy(saver);
+    model_destroy(model);
+    free(out_dir);
+}
+
+static void begin_and_die(void *argument) {
+    const SaveCall *call = (const SaveCall *)argument;
+    Saver *saver = saver_create(&alone, true);
+    begin(saver, call->out_dir, call->model, call->step);
+    fatal("the end");
+}
+
+// A process that ends with an error finishes the checkpoint that it has begun.
+static void test_end_beside_training(void *unused) {
+    (void)unused;
+    char *out_dir = new_directory();
+    Model *model = model_create(STORAGE_FLOAT32, small_shape);
+    SaveCall call = {out_dir, model, 1, keep_all, true};
+    check_dies(begin_and_die, &call, "the end");
+    check_listing(out_dir, "latest step_00000001");
+    check_loads(out_dir, model);
+    model_destroy(model);
     free(out_dir);
 }
 
@@ -1088,6 +1233,7 @@ void test_checkpoint(void) {
         test_run(name, test_damage, (void *)file_names[i]);
         free(name);
     }
+    test_run("checkpoint: damage to every byte", test_every_byte, NULL);
     test_run("checkpoint: nothing to resume", test_nothing_to_resume, NULL);
     test_run("checkpoint: other formats", test_other_formats, NULL);
     test_run("checkpoint: latest", test_latest, NULL);
@@ -1096,6 +1242,10 @@ void test_checkpoint(void) {
     test_run("checkpoint: replacement", test_replacement, NULL);
     test_run("checkpoint: failing saves", test_failing_saves, NULL);
     test_run("checkpoint: killed saves", test_killed_saves, NULL);
+    test_run("checkpoint: beside training", test_beside_training, NULL);
+    test_run("checkpoint: a failure is no end", test_failure_is_no_end, NULL);
+    test_run("checkpoint: a failure beside training is no end", test_failure_is_no_end, (void *)"beside");
+    test_run("checkpoint: an end beside training", test_end_beside_training, NULL);
     test_run("checkpoint: other models", test_other_models, NULL);
     test_run("checkpoint: optimizer in several files", test_split_optimizer, NULL);
     test_run("checkpoint: optimizer files of scattered elements", test_scattered_optimizer, NULL);

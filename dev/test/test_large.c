@@ -93,6 +93,37 @@ static void elementwise(void *argument) {
     release_all(device, arrays, COUNT_OF(arrays));
 }
 
+// Merged with itself, what is there stays as it is.
+static void blocks_and_merges(void *argument) {
+    Device *device = (Device *)argument;
+    const Ops *ops = device->ops;
+    Stream *stream = device->stream;
+    const int heads = 258, head_dim = 8;
+    const AttentionShape shape = {.batch = 1,
+                                  .query_len = many_rows,
+                                  .heads = heads,
+                                  .head_dim = head_dim,
+                                  .output = {many_rows * columns, columns, head_dim},
+                                  .logsumexp = {many_rows * heads, 1, many_rows}};
+    void *large = allocate_rows(device, many_rows, columns),
+         *copy = allocate_rows(device, many_rows, columns);
+    void *small = allocate_rows(device, TAIL, columns);
+    void *sum = allocate_zeroed(device, (size_t)(many_rows * columns) * sizeof(float));
+    void *logsumexp = allocate_zeroed(device, (size_t)(many_rows * heads) * sizeof(float));
+    void *zeros = allocate_zeroed(device, (size_t)(many_rows * heads) * sizeof(float));
+    fill_tail(device, large, many_rows, small, columns);
+    ops->copy_rows(copy, columns, large, columns, many_rows, columns, stream);
+    check_tail(device, "copy_rows", copy, many_rows, small, columns);
+
+    ops->attention_merge(sum, logsumexp, large, zeros, &shape, true, stream);
+    ops->attention_merge(sum, logsumexp, large, zeros, &shape, false, stream);
+    device->zero(device, copy, (size_t)(many_rows * columns) * element_size(device));
+    ops->round_rows(copy, columns, sum, columns, many_rows, columns, stream);
+    check_tail(device, "attention_merge and round_rows", copy, many_rows, small, columns);
+    void *const arrays[] = {large, copy, small, sum, logsumexp, zeros};
+    release_all(device, arrays, COUNT_OF(arrays));
+}
+
 static void rotary(void *argument) {
     Device *device = (Device *)argument;
     const int heads = 258, head_dim = 8;
@@ -251,6 +282,7 @@ void test_large(Device *device) {
         return;
     }
     test_run("beyond 2^31: norms and SwiGLU", elementwise, device);
+    test_run("beyond 2^31: blocks of rows and merged attention", blocks_and_merges, device);
     test_run("beyond 2^31: rope", rotary, device);
     test_run("beyond 2^31: head and loss", logits, device);
     test_run("beyond 2^31: sums and AdamW", flat_buffers, device);

@@ -36,10 +36,11 @@ typedef struct {
     int heads, kv_heads, head_dim;
     bool causal;
     int levels, log2_pool, tile, chunks; // of Lighthouse attention, whose sequence has `rows` tokens
+    int pieces;                          // that it is in; 0: it is whole
     int variant;                         // which of the operation's ways to be called
 } Sizes;
 
-enum { MAX_TENSORS = 12, MAX_SIZES = 9, PIECES = 3 };
+enum { MAX_TENSORS = 12, MAX_SIZES = 12, PIECES = 3 };
 
 typedef struct Case Case;
 
@@ -222,9 +223,9 @@ static char *label(const Case *c, const char *against, int tensor) {
     const Sizes *s = &c->sizes;
     return format_string(
         "%s against %s: %s at batch %ld, rows %ld, columns %ld, inner %ld, heads %d/%d x %d%s, "
-        "levels %d, variant %d",
+        "levels %d, pieces %d, variant %d",
         c->operation->name, against, c->tensors[tensor].name, (long)s->batch, (long)s->rows, (long)s->columns,
-        (long)s->inner, s->heads, s->kv_heads, s->head_dim, s->causal ? " causal" : "", s->levels,
+        (long)s->inner, s->heads, s->kv_heads, s->head_dim, s->causal ? " causal" : "", s->levels, s->pieces,
         s->variant);
 }
 
@@ -770,6 +771,122 @@ RUN(attention_pieces) {
                             &pieces[2], workspace, stream);
 }
 
+// Variants: what is so far goes on, without gaps or as a part of larger arrays; or there is nothing so far.
+enum { MERGE_DENSE, MERGE_STRIDED, MERGE_FIRST };
+
+static void set_merge_shape(Case *c) {
+    const Sizes *s = &c->sizes;
+    const bool strided = s->variant == MERGE_STRIDED;
+    const int64_t logsumexp_len = s->rows + (strided ? LONGER : 0);
+    c->attention[0] = (AttentionShape){
+        .batch = s->batch,
+        .query_len = s->rows,
+        .heads = s->heads,
+        .head_dim = s->head_dim,
+        .output = strides_of(s->rows, s->heads + (strided ? 2 * s->kv_heads : 0), s->head_dim),
+        .logsumexp = {s->heads * logsumexp_len, 1, logsumexp_len}};
+}
+
+static void set_nan(double *values, int64_t count) {
+    for (int64_t i = 0; i < count; i++) values[i] = NAN;
+}
+
+// The log-sum-exps are around 90, whose exp overflows a float; some are -infinity, with a vector of NaN.
+static void describe_attention_merge(Case *c) {
+    const Sizes *s = &c->sizes;
+    set_merge_shape(c);
+    const AttentionShape *shape = &c->attention[0];
+    const bool first = s->variant == MERGE_FIRST;
+    const Role role = first ? WRITTEN : UPDATED;
+    double *sum = add(c, "sum", role, ACCUMULATED, s->batch * shape->output.batch);
+    double *logsumexp = add(c, "logsumexp", role, ACCUMULATED, s->batch * shape->logsumexp.batch);
+    double *part = add(c, "part", INPUT, STORED, s->batch * s->rows * s->heads * s->head_dim);
+    double *more = add(c, "part_logsumexp", INPUT, ACCUMULATED, s->batch * s->heads * s->rows);
+    for (int64_t i = 0; i < s->batch * s->heads * s->rows; i++) {
+        const int64_t batch = i / s->rows / s->heads, head = i / s->rows % s->heads, query = i % s->rows;
+        const int64_t at = token_at(shape->output, batch, query, head);
+        const int64_t packed = ((batch * s->rows + query) * s->heads + head) * s->head_dim;
+        more[i] = 90 + 2 * more[i];
+        if (first) continue;
+        double *so_far = logsumexp + token_at(shape->logsumexp, batch, query, head);
+        *so_far = 90 + 2 * *so_far;
+        if (i % 5 == 1) more[i] = -INFINITY, set_nan(part + packed, s->head_dim);
+        if (i % 5 == 3) *so_far = -INFINITY, set_nan(sum + at, s->head_dim);
+    }
+}
+
+RUN(attention_merge) {
+    ops->attention_merge(at[0], at[1], at[2], at[3], &c->attention[0], c->sizes.variant == MERGE_FIRST,
+                         stream);
+}
+
+static void formula_attention_merge(const Case *c, double **v) {
+    const AttentionShape *shape = &c->attention[0];
+    const bool first = c->sizes.variant == MERGE_FIRST;
+    for (int64_t i = 0; i < shape->batch * shape->heads * shape->query_len; i++) {
+        const int64_t batch = i / shape->query_len / shape->heads, query = i % shape->query_len;
+        const int64_t head = i / shape->query_len % shape->heads;
+        double *sum = v[0] + token_at(shape->output, batch, query, head);
+        double *logsumexp = v[1] + token_at(shape->logsumexp, batch, query, head);
+        const double *part =
+            v[2] + ((batch * shape->query_len + query) * shape->heads + head) * shape->head_dim;
+        const double before = first ? 0 : exp(*logsumexp), more = exp(v[3][i]);
+        for (int64_t d = 0; d < shape->head_dim; d++)
+            sum[d] = ((before > 0 ? before * sum[d] : 0) + (more > 0 ? more * part[d] : 0)) / (before + more);
+        *logsumexp = log(before + more);
+    }
+}
+
+// Attention to the first third of the keys and then to the rest, merged. The rest's own softmax is left, and
+// so a result too.
+static void describe_attention_merged(Case *c) {
+    const Sizes *s = &c->sizes;
+    set_attention_shape(c);
+    c->attention_count = 2;
+    c->attention[1] = c->attention[0];
+    c->attention[0].key_len = s->keys / 3;
+    c->attention[1].key_len = s->keys - s->keys / 3;
+    for (int i = 0; i < 2; i++)
+        c->attention[i].key = c->attention[i].value = strides_of(s->keys, s->kv_heads, s->head_dim);
+    const int64_t query_count = s->batch * s->rows * s->heads * s->head_dim;
+    const int64_t key_count = s->batch * s->keys * s->kv_heads * s->head_dim;
+    add(c, "sum", WRITTEN, FROM_STORED, query_count);
+    add(c, "logsumexp", WRITTEN, ACCUMULATED, s->batch * s->heads * s->rows);
+    add(c, "part", WRITTEN, STORED, query_count);
+    add(c, "part_logsumexp", WRITTEN, ACCUMULATED, s->batch * s->heads * s->rows);
+    add(c, "query", INPUT, STORED, query_count);
+    add(c, "key", INPUT, STORED, key_count);
+    add(c, "value", INPUT, STORED, key_count);
+}
+
+RUN(attention_merged) {
+    size_t offset = 0; // of the piece's keys
+    for (int i = 0; i < 2; i++) {
+        const AttentionShape *shape = &c->attention[i];
+        ops->attention_forward(at[2], at[3], at[4], (char *)at[5] + offset, (char *)at[6] + offset, shape,
+                               workspace, stream);
+        ops->attention_merge(at[0], at[1], at[2], at[3], shape, i == 0, stream);
+        offset += (size_t)(shape->key_len * shape->key.token) * storage_size(ops->storage);
+    }
+}
+
+static void formula_attention_merged(const Case *c, double **v) {
+    const AttentionShape *shape = &c->attention[1];
+    const int64_t earlier = c->attention[0].key_len;
+    for (int64_t i = 0; i < shape->batch * shape->heads * shape->query_len; i++) {
+        const int64_t batch = i / shape->query_len / shape->heads, query = i % shape->query_len;
+        const int64_t head = i / shape->query_len % shape->heads;
+        const int64_t kv_head = head / (shape->heads / shape->kv_heads);
+        const int64_t out = token_at(shape->output, batch, query, head);
+        const double *from = v[4] + token_at(shape->query, batch, query, head);
+        for (int later = 0; later < 2; later++) {
+            const int64_t key = token_at(shape->key, batch, later ? earlier : 0, kv_head);
+            attend(v[2 * later] + out, v[2 * later + 1] + token_at(shape->logsumexp, batch, query, head),
+                   from, v[5] + key, v[6] + key, shape, shape->key_len + (later ? 0 : earlier));
+        }
+    }
+}
+
 static void set_lighthouse_shape(Case *c) {
     const Sizes *s = &c->sizes;
     LighthouseShape *shape = &c->lighthouse;
@@ -782,7 +899,7 @@ static void set_lighthouse_shape(Case *c) {
                                .log2_pool = s->log2_pool,
                                .tile = s->tile,
                                .chunks = s->chunks,
-                               .pieces = 1};
+                               .pieces = s->pieces > 0 ? s->pieces : 1};
     shape->pyramid = level_start(shape, s->levels);
     shape->entries =
         level_entries(shape, s->levels - 1) + (((s->levels - 1) * s->chunks * s->tile) << s->log2_pool);
@@ -967,35 +1084,67 @@ RUN(lighthouse_gather_backward) {
                                     &c->lighthouse, stream);
 }
 
+// Of a sequence in pieces, variants: the pieces before give something, and those after hand something back,
+// or not.
+enum { HALO_GIVEN, HALO_NONE };
+
+static bool has_halo(const Case *c) {
+    return c->sizes.pieces > 0 && c->sizes.variant == HALO_GIVEN;
+}
+
+static int64_t halo_count(const LighthouseShape *shape) {
+    return shape->pieces * shape->batch * (shape->levels - 1) * shape->heads * shape->head_dim;
+}
+
+// With halos scatter is also lighthouse_halo: `before` is what the pieces before give, `halo` what these do.
 static void describe_lighthouse_scatter(Case *c) {
     set_lighthouse_shape(c);
     const int64_t width = c->sizes.batch * c->sizes.heads * c->sizes.head_dim;
     add(c, "out", WRITTEN, STORED, c->lighthouse.seq_len * width);
     add(c, "sub_out", INPUT, STORED, c->lighthouse.entries * width);
     add_positions(c);
+    if (!has_halo(c)) return;
+    add(c, "halo", WRITTEN, STORED, halo_count(&c->lighthouse));
+    add(c, "before", INPUT, STORED, halo_count(&c->lighthouse));
 }
 
 RUN(lighthouse_scatter) {
-    ops->lighthouse_scatter(at[0], at[1], NULL, at[2], &c->lighthouse, stream);
+    ops->lighthouse_scatter(at[0], at[1], has_halo(c) ? at[4] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->lighthouse_halo(at[3], at[1], at[2], &c->lighthouse, stream);
+}
+
+static double *halo_at(double *halo, int64_t piece, int64_t batch, int level, int64_t head,
+                       const LighthouseShape *shape) {
+    const int64_t row = (piece * shape->batch + batch) * (shape->levels - 1) + level - 1;
+    return halo + (row * shape->heads + head) * shape->head_dim;
 }
 
 // Entry by entry, to the tokens it is for.
 static void formula_lighthouse_scatter(const Case *c, double **v) {
     const LighthouseShape *shape = &c->lighthouse;
-    const int64_t head_dim = shape->head_dim;
+    const int64_t head_dim = shape->head_dim, piece_len = shape->seq_len / shape->pieces;
     memset(v[0], 0, c->tensors[0].count * sizeof(double));
+    if (has_halo(c)) memset(v[3], 0, c->tensors[3].count * sizeof(double));
     for (int64_t i = 0; i < shape->batch * shape->heads * shape->pyramid; i++) {
-        if (v[2][i] < 0) continue;
         const int64_t batch = i / shape->pyramid / shape->heads, head = i / shape->pyramid % shape->heads;
         int64_t index = i % shape->pyramid, covered = 1;
-        for (; index >= shape->seq_len / covered; covered <<= shape->log2_pool)
+        int level = 0;
+        for (; index >= shape->seq_len / covered; covered <<= shape->log2_pool, level++)
             index -= shape->seq_len / covered;
+        const int64_t first = (index + 1) * covered - 1, piece = first / piece_len;
+        const int64_t piece_end = (piece + 1) * piece_len;
+        const bool is_last = first == piece_end - 1 && level > 0, selected = v[2][i] >= 0;
         const double *from =
             v[1] + ((batch * shape->entries + (int64_t)v[2][i]) * shape->heads + head) * head_dim;
-        const int64_t first = (index + 1) * covered - 1;
-        for (int64_t t = first; t < first + covered && t < shape->seq_len; t++)
-            for (int64_t d = 0; d < head_dim; d++)
-                v[0][((batch * shape->seq_len + t) * shape->heads + head) * head_dim + d] += from[d];
+        for (int64_t d = 0; d < head_dim; d++) {
+            double *out = v[0] + (batch * shape->seq_len * shape->heads + head) * head_dim + d;
+            for (int64_t t = first; t < first + covered && t < piece_end && selected; t++)
+                out[t * shape->heads * head_dim] += from[d];
+            if (!is_last || !has_halo(c)) continue;
+            if (selected) halo_at(v[3], piece, batch, level, head, shape)[d] = from[d];
+            for (int64_t t = piece * piece_len; t < piece * piece_len + covered - 1; t++)
+                out[t * shape->heads * head_dim] += halo_at(v[4], piece, batch, level, head, shape)[d];
+        }
     }
 }
 
@@ -1005,10 +1154,14 @@ static void describe_lighthouse_scatter_backward(Case *c) {
     add(c, "grad_sub_out", WRITTEN, STORED, c->lighthouse.entries * width);
     add(c, "grad_out", INPUT, STORED, c->lighthouse.seq_len * width);
     add_positions(c);
+    if (!has_halo(c)) return;
+    add(c, "grad_halo", INPUT, ACCUMULATED, halo_count(&c->lighthouse));
+    add(c, "grad_before", WRITTEN, ACCUMULATED, halo_count(&c->lighthouse));
 }
 
 RUN(lighthouse_scatter_backward) {
-    ops->lighthouse_scatter_backward(at[0], at[1], NULL, at[2], &c->lighthouse, stream);
+    ops->lighthouse_scatter_backward(at[0], at[1], has_halo(c) ? at[3] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->lighthouse_halo_backward(at[4], at[1], &c->lighthouse, stream);
 }
 
 static void describe_swiglu_forward(Case *c) {
@@ -1100,22 +1253,73 @@ static void formula_sum_of_squares(const Case *c, double **v) {
     for (int64_t i = 0; i < c->sizes.columns; i++) v[0][0] += v[1][i] * v[1][i];
 }
 
-// Rows of `inner` elements, `columns` of which are added.
-static void describe_accumulate_rows(Case *c) {
+// Variants: rows of `inner` elements, of which `columns` are taken, on CUDA all multiples of 8; or none is
+// one.
+enum { BLOCK_WHOLE, BLOCK_ODD };
+
+typedef struct {
+    int64_t rows, columns, out_stride, in_stride;
+} RowBlock;
+
+static RowBlock block_of(const Case *c) {
     const Sizes *s = &c->sizes;
-    add(c, "out", UPDATED, ACCUMULATED, s->rows * s->inner);
-    add(c, "in", INPUT, STORED, s->rows * (s->inner + 8));
+    if (s->variant == BLOCK_ODD) return (RowBlock){s->rows, s->columns - 3, s->inner + 1, s->inner + 5};
+    return (RowBlock){s->rows, s->columns, s->inner, s->inner + 8};
+}
+
+static void describe_block(Case *c, Element out, Element in) {
+    const RowBlock block = block_of(c);
+    add(c, "out", UPDATED, out, block.rows * block.out_stride); // what is between the rows stays
+    add(c, "in", INPUT, in, block.rows * block.in_stride);
+}
+
+// Element i of the block's rows in each array, in order.
+static int64_t out_index(const RowBlock *block, int64_t i) {
+    return i / block->columns * block->out_stride + i % block->columns;
+}
+static int64_t in_index(const RowBlock *block, int64_t i) {
+    return i / block->columns * block->in_stride + i % block->columns;
+}
+
+static void describe_accumulate_rows(Case *c) {
+    describe_block(c, ACCUMULATED, STORED);
 }
 
 RUN(accumulate_rows) {
-    const Sizes *s = &c->sizes;
-    ops->accumulate_rows(at[0], s->inner, at[1], s->inner + 8, s->rows, s->columns, stream);
+    const RowBlock b = block_of(c);
+    ops->accumulate_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
 }
 
 static void formula_accumulate_rows(const Case *c, double **v) {
-    const Sizes *s = &c->sizes;
-    for (int64_t i = 0; i < s->rows; i++)
-        for (int64_t j = 0; j < s->columns; j++) v[0][i * s->inner + j] += v[1][i * (s->inner + 8) + j];
+    const RowBlock b = block_of(c);
+    for (int64_t i = 0; i < b.rows * b.columns; i++) v[0][out_index(&b, i)] += v[1][in_index(&b, i)];
+}
+
+static void describe_copy_rows(Case *c) {
+    describe_block(c, STORED, STORED);
+}
+
+RUN(copy_rows) {
+    const RowBlock b = block_of(c);
+    ops->copy_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
+}
+
+static void formula_copy_rows(const Case *c, double **v) {
+    const RowBlock b = block_of(c);
+    for (int64_t i = 0; i < b.rows * b.columns; i++) v[0][out_index(&b, i)] = v[1][in_index(&b, i)];
+}
+
+static void describe_round_rows(Case *c) {
+    describe_block(c, STORED, ACCUMULATED);
+}
+
+RUN(round_rows) {
+    const RowBlock b = block_of(c);
+    ops->round_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
+}
+
+static void formula_round_rows(const Case *c, double **v) {
+    formula_copy_rows(c, v);
 }
 
 static void describe_round_to_storage(Case *c) {
@@ -1206,7 +1410,17 @@ static void formula_adamw(const Case *c, double **v) {
     {.batch = 1, .rows = 257, .heads = 4, .kv_heads = 2, .head_dim = 128, .causal = true, .variant = PACKED},      \
     {.batch = 1, .rows = 384, .heads = 2, .kv_heads = 1, .head_dim = 96, .causal = true, .variant = APART},        \
     {.batch = 1, .rows = 1000, .heads = 2, .kv_heads = 1, .head_dim = 64, .causal = true, .variant = PACKED}
-#define LIGHTHOUSE_SIZES {                                                                                         \
+#define MERGE_SIZES {                                                                                              \
+    {.batch = 1, .rows = 1, .heads = 1, .kv_heads = 1, .head_dim = 3, .variant = MERGE_DENSE},                     \
+    {.batch = 2, .rows = 37, .heads = 4, .kv_heads = 2, .head_dim = 6, .variant = MERGE_STRIDED},                  \
+    {.batch = 2, .rows = 65, .heads = 3, .kv_heads = 3, .head_dim = 22, .variant = MERGE_FIRST},                   \
+    {.batch = 3, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = MERGE_STRIDED},               \
+    {.batch = 1, .rows = 131, .heads = 5, .kv_heads = 1, .head_dim = 96, .variant = MERGE_DENSE},                  \
+    {.batch = 1, .rows = 70, .heads = 2, .kv_heads = 1, .head_dim = 200, .variant = MERGE_FIRST},                  \
+    {.batch = 1, .rows = 19, .heads = 2, .kv_heads = 1, .head_dim = 256, .variant = MERGE_STRIDED}}
+#define LIGHTHOUSE_SIZES {LIGHTHOUSE_WHOLE}
+#define SCATTER_SIZES {LIGHTHOUSE_WHOLE, LIGHTHOUSE_PIECES}
+#define LIGHTHOUSE_WHOLE                                                                                         \
     {.batch = 1, .rows = 16, .heads = 1, .kv_heads = 1, .head_dim = 2,                                             \
      .levels = 2, .log2_pool = 1, .tile = 4, .chunks = 1, .variant = GATHER_PLAIN},                                \
     {.batch = 2, .rows = 168, .heads = 4, .kv_heads = 2, .head_dim = 6,                                            \
@@ -1218,7 +1432,20 @@ static void formula_adamw(const Case *c, double **v) {
     {.batch = 1, .rows = 3072, .heads = 2, .kv_heads = 1, .head_dim = 64,                                          \
      .levels = 3, .log2_pool = 3, .tile = 16, .chunks = 3, .variant = GATHER_PLAIN},                               \
     {.batch = 3, .rows = 2560, .heads = 2, .kv_heads = 2, .head_dim = 8,                                           \
-     .levels = 5, .log2_pool = 2, .tile = 10, .chunks = 1, .variant = GATHER_TURNED}}
+     .levels = 5, .log2_pool = 2, .tile = 10, .chunks = 1, .variant = GATHER_TURNED}
+#define LIGHTHOUSE_PIECES                                                                                          \
+    {.batch = 2, .rows = 20, .heads = 2, .kv_heads = 1, .head_dim = 6,                                             \
+     .levels = 2, .log2_pool = 1, .tile = 4, .chunks = 2, .pieces = 2, .variant = HALO_GIVEN},                     \
+    {.batch = 2, .rows = 120, .heads = 4, .kv_heads = 2, .head_dim = 22,                                           \
+     .levels = 3, .log2_pool = 1, .tile = 4, .chunks = 6, .pieces = 2, .variant = HALO_NONE},                      \
+    {.batch = 1, .rows = 1224, .heads = 3, .kv_heads = 3, .head_dim = 22,                                          \
+     .levels = 2, .log2_pool = 3, .tile = 16, .chunks = 9, .pieces = 3, .variant = HALO_GIVEN},                    \
+    {.batch = 3, .rows = 112, .heads = 6, .kv_heads = 2, .head_dim = 64,                                           \
+     .levels = 4, .log2_pool = 1, .tile = 6, .chunks = 2, .pieces = 2, .variant = HALO_GIVEN},                     \
+    {.batch = 1, .rows = 576, .heads = 2, .kv_heads = 1, .head_dim = 128,                                          \
+     .levels = 3, .log2_pool = 2, .tile = 8, .chunks = 4, .pieces = 4, .variant = HALO_GIVEN},                     \
+    {.batch = 2, .rows = 5120, .heads = 2, .kv_heads = 2, .head_dim = 8,                                           \
+     .levels = 5, .log2_pool = 2, .tile = 10, .chunks = 2, .pieces = 2, .variant = HALO_GIVEN}
 #define SWIGLU_SIZES {                                                                                             \
     {.rows = 1, .columns = 1},                                                                                     \
     {.rows = 37, .columns = 21},                                                                                   \
@@ -1230,8 +1457,10 @@ static void formula_adamw(const Case *c, double **v) {
     {.rows = 21, .columns = 4101, .variant = LOSS_ALONE},                                                          \
     {.rows = 45, .columns = 4101, .variant = LOSS_AND_GRADIENT}}
 #define BLOCK_SIZES {                                                                                              \
-    {.rows = 1, .columns = 3, .inner = 5},                                                                         \
-    {.rows = 300, .columns = 130, .inner = 259}}
+    {.rows = 1, .columns = 3, .inner = 5, .variant = BLOCK_WHOLE},                                                 \
+    {.rows = 300, .columns = 130, .inner = 259, .variant = BLOCK_WHOLE},                                           \
+    {.rows = 67, .columns = 2100, .inner = 2103, .variant = BLOCK_WHOLE},                                          \
+    {.rows = 131, .columns = 37, .inner = 37, .variant = BLOCK_ODD}}
 #define FLAT_SIZES {{.columns = 1}, {.columns = 299}, {.columns = 100003}}
 #define FORWARD(op, tolerance, ...)                                                                                \
     {#op, NULL, describe_##op, run_##op, formula_##op, tolerance, __VA_ARGS__}
@@ -1251,18 +1480,25 @@ static const Operation operations[] = {
         ATTENTION_SIZES,
         {.batch = 2, .rows = 70, .heads = 2, .kv_heads = 1, .head_dim = 8, .variant = APART_LARGE_SCORES}}),
     BACKWARD(attention_backward, attention_forward, ATTENTION, {ATTENTION_SIZES}),
+    FORWARD(attention_merge, ONE_ROUNDING, MERGE_SIZES),
+    FORWARD(attention_merged, ATTENTION, {
+        {.batch = 2, .rows = 7, .keys = 9, .heads = 2, .kv_heads = 1, .head_dim = 6},
+        {.batch = 1, .rows = 129, .keys = 200, .heads = 6, .kv_heads = 2, .head_dim = 64},
+        {.batch = 2, .rows = 70, .keys = 384, .heads = 2, .kv_heads = 1, .head_dim = 96}}),
     FORWARD(lighthouse_pool_scores, ONE_ROUNDING, LIGHTHOUSE_SIZES),
     FORWARD(lighthouse_select, ONE_ROUNDING, LIGHTHOUSE_SIZES),
     FORWARD(lighthouse_gather, ONE_ROUNDING, LIGHTHOUSE_SIZES),
     BACKWARD(lighthouse_gather_backward, lighthouse_gather, ONE_ROUNDING, LIGHTHOUSE_SIZES),
-    FORWARD(lighthouse_scatter, ONE_ROUNDING, LIGHTHOUSE_SIZES),
-    BACKWARD(lighthouse_scatter_backward, lighthouse_scatter, ONE_ROUNDING, LIGHTHOUSE_SIZES),
+    FORWARD(lighthouse_scatter, ONE_ROUNDING, SCATTER_SIZES),
+    BACKWARD(lighthouse_scatter_backward, lighthouse_scatter, ONE_ROUNDING, SCATTER_SIZES),
     FORWARD(swiglu_forward, ONE_ROUNDING, SWIGLU_SIZES),
     BACKWARD(swiglu_backward, swiglu_forward, ONE_ROUNDING, SWIGLU_SIZES),
     FORWARD(cross_entropy, ONE_ROUNDING, LOSS_SIZES),
     FORWARD(sum, ONE_ROUNDING, FLAT_SIZES),
     FORWARD(sum_of_squares, ONE_ROUNDING, FLAT_SIZES),
     FORWARD(accumulate_rows, ONE_ROUNDING, BLOCK_SIZES),
+    FORWARD(copy_rows, 0, BLOCK_SIZES),
+    FORWARD(round_rows, ONE_ROUNDING, BLOCK_SIZES),
     FORWARD(round_to_storage, ONE_ROUNDING, FLAT_SIZES),
     FORWARD(adamw, ONE_ROUNDING, FLAT_SIZES),
 };
@@ -1395,6 +1631,39 @@ static void test_rope_norms(void *argument) {
     }
 }
 
+// Two sets of no keys are no keys, and their vectors count for nothing.
+static void test_merge_of_nothing(void *argument) {
+    Device *device = (Device *)argument;
+    const StorageType storage = device->ops->storage, accumulator = accumulator_type(storage);
+    const AttentionShape shape = {.batch = 1,
+                                  .query_len = 3,
+                                  .heads = 2,
+                                  .head_dim = 8,
+                                  .output = strides_of(3, 2, 8),
+                                  .logsumexp = {6, 1, 3}};
+    double nan[48], none[6] = {0};
+    set_nan(nan, COUNT_OF(nan));
+    for (size_t i = 0; i < COUNT_OF(none); i++) none[i] = -INFINITY;
+    void *sum = device_allocate(device, sizeof(nan)), *part = device_allocate(device, sizeof(nan));
+    void *logsumexp = device_allocate(device, sizeof(none)), *more = device_allocate(device, sizeof(none));
+    for (int first = 0; first < 2; first++) {
+        upload(device, sum, accumulator, nan, COUNT_OF(nan));
+        upload(device, part, storage, nan, COUNT_OF(nan));
+        upload(device, logsumexp, accumulator, first ? nan : none, COUNT_OF(none));
+        upload(device, more, accumulator, none, COUNT_OF(none));
+        device->ops->attention_merge(sum, logsumexp, part, more, &shape, first, device->stream);
+        double *merged = download(device, sum, accumulator, COUNT_OF(nan));
+        double *total = download(device, logsumexp, accumulator, COUNT_OF(none));
+        for (size_t i = 0; i < COUNT_OF(nan); i++) check(merged[i] == 0, "a sum of nothing is %g", merged[i]);
+        for (size_t i = 0; i < COUNT_OF(none); i++)
+            check(total[i] == -INFINITY, "the log-sum-exp of nothing is %g", total[i]);
+        free(merged);
+        free(total);
+    }
+    void *const all[] = {sum, part, logsumexp, more};
+    for (size_t i = 0; i < COUNT_OF(all); i++) device->release(device, all[i]);
+}
+
 static void run_test(const char *where, void (*test)(void *), const Operation *operation,
                      const Devices *devices) {
     Test argument = {operation, devices};
@@ -1443,9 +1712,12 @@ void test_ops(Device *device) {
     for (size_t i = 0; is_default_cpu && i < COUNT_OF(operations); i++)
         run_test("cpu float64", test_in_float64, &operations[i], &devices);
     char *where = format_string("%s %s", device->kind, storage_dtype(device->ops->storage));
-    char *memory = format_string("%s: memory", where);
+    char *memory = format_string("%s: memory", where),
+         *nothing = format_string("%s: merge of nothing", where);
     test_run(memory, test_memory, device);
+    test_run(nothing, test_merge_of_nothing, device);
     free(memory);
+    free(nothing);
     for (size_t i = 0; i < COUNT_OF(operations); i++)
         run_test(where, test_on_device, &operations[i], &devices);
     run_test(where, test_attention_pieces, &attention_pieces, &devices);

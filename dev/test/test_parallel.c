@@ -121,19 +121,24 @@ static Outcome step_of_one(const Setup *s, const double *weights, const Sequence
     return outcome;
 }
 
-static void accumulate_parallel(const Setup *s, Training *t, const Sequences *sequences) {
+static void accumulate_with(const Setup *s, Training *t, const Sequences *sequences,
+                            const GradientsReady *ready) {
     const Group data = data_group(s), context = context_group(s);
     const int64_t tokens = t->model.settings.seq_len, micro_steps = t->model.settings.micro_steps;
     int32_t inputs[SEQ_LEN], targets[SEQ_LEN];
-    const GradientsReady reduction = optimizer_reduction(&t->optimizer);
     model_zero_gradients(&t->model);
     for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
         const int64_t sequence = micro_step * data.size + data.rank;
         context_slice(inputs, sequences->inputs + sequence * SEQ_LEN, context, tokens);
         context_slice(targets, sequences->targets + sequence * SEQ_LEN, context, tokens);
         model_accumulate(&t->model, micro_step, inputs, targets, 1.0 / (SEQ_LEN * sequences->count),
-                         micro_step + 1 == micro_steps ? &reduction : NULL);
+                         micro_step + 1 == micro_steps ? ready : NULL);
     }
+}
+
+static void accumulate_parallel(const Setup *s, Training *t, const Sequences *sequences) {
+    const GradientsReady reduction = optimizer_reduction(&t->optimizer);
+    accumulate_with(s, t, sequences, &reduction);
 }
 
 static Training *parallel_training(const Setup *s, ModelSettings settings, bool sharded,
@@ -342,6 +347,56 @@ static void sharding_changes_no_bit(void *argument) {
     free_sequences((Sequences *)&sequences);
 }
 
+// Rank 1 (of all) spoils one element of one bucket's gradients before they are summed.
+typedef struct {
+    const Setup *setup;
+    Training *training;
+    GradientsReady reduction;
+} Spoiler;
+
+static void spoil(void *context, int bucket) {
+    const Spoiler *s = (const Spoiler *)context;
+    const ParameterTable *table = &s->training->model.parameters;
+    const double nan = NAN;
+    if (bucket == table->bucket_count / 2 && s->setup->communicator.rank == 1) {
+        const size_t offset =
+            (size_t)(table->buckets[bucket].offset + 3) * storage_size(accumulator_of(s->training));
+        upload(s->training->device, (char *)s->training->model.gradients + offset,
+               accumulator_of(s->training), &nan, 1);
+    }
+    s->reduction.call(s->reduction.context, bucket);
+}
+
+// All ranks see it, the one that it came from is known, and the next step is as if it had not been.
+static void a_nan_of_one_rank_reaches_all(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    const Sequences sequences = random_sequences(s, 1);
+    const ModelSettings settings = settings_of(s, false, 1);
+    OptimizerSettings optimizer = usual_optimizer;
+    optimizer.sharded = true;
+    Training *t = training_open(s->device, &odd_config, &settings, &optimizer);
+    Spoiler spoiler = {s, t, optimizer_reduction(&t->optimizer)};
+    const GradientsReady spoiled = {spoil, &spoiler};
+    size_t size;
+    double norm_here;
+    void *before = weight_bytes(t, &size);
+    accumulate_with(s, t, &sequences, &spoiled);
+    check(isnan(optimizer_grad_norm(&t->optimizer, &norm_here)), "rank %d does not see it",
+          s->communicator.rank);
+    check(isnan(norm_here) == (s->communicator.rank == 1), "rank %d: its own norm is %g",
+          s->communicator.rank, norm_here);
+    accumulate_parallel(s, t, &sequences);
+    const double norm = optimizer_grad_norm(&t->optimizer, &norm_here);
+    check(isfinite(norm) && norm > 0 && isfinite(norm_here), "the next step's norms are %g and %g", norm,
+          norm_here);
+    void *after = weight_bytes(t, &size);
+    check(!memcmp(before, after, size), "the weights changed without an update");
+    free(before);
+    free(after);
+    training_close(t);
+    free_sequences((Sequences *)&sequences);
+}
+
 static void steps_repeat_and_recompute_to_the_bit(void *argument) {
     const Setup *s = (const Setup *)argument;
     const Sequences sequences = random_sequences(s, 2);
@@ -506,6 +561,7 @@ static void test_groups(Setup *s) {
     if (context) run("a clipped halo is seen", a_clipped_halo_is_seen, s);
     if (context) run("ring attention equals whole", ring_equals_whole, s);
     run("a sharded optimizer changes no bit", sharding_changes_no_bit, s);
+    run("a NaN of one rank reaches all", a_nan_of_one_rank_reaches_all, s);
 }
 
 void test_parallel(Device *device, const Communicator *communicator) {

@@ -157,7 +157,7 @@ static SaveOutcome save(const Model *model, const char *out_dir, int64_t step, b
     Saver *saver = saver_create(model->state.communicator, asynchronous);
     cJSON *options = cJSON_CreateObject();
     cJSON_AddStringToObject(options, "lr", "0.002");
-    const SaveRequest request = {out_dir, {step, 32 * step}, options, 640, 36, {10, 0}};
+    const SaveRequest request = {out_dir, {step, 32 * step, 0}, options, options, 640, 36, {10, 0}};
     saver_begin(saver, &model->state, &request);
     const SaveOutcome outcome = saver_finish(saver);
     if (message) snprintf(message, REASON_SIZE, "%s", saver_message(saver));
@@ -254,8 +254,6 @@ static void test_ranks_without_elements(void *unused) {
     check_all_sizes(&smallest_shape);
 }
 
-// --- failures -------------------------------------------------------------------------------------------
-
 static void check_entries(const char *out_dir, const char *const *names, int expected) {
     if (world->rank > 0) return;
     struct dirent **entries;
@@ -268,6 +266,42 @@ static void check_entries(const char *out_dir, const char *const *names, int exp
     }
     free(entries);
 }
+
+// What is saved is the state at the beginning; all ranks learn in the same step that it is done.
+static void test_beside_training(void *unused) {
+    (void)unused;
+    char *out_dir = shared_directory();
+    Model *model = model_create(world, &small_shape, true),
+          *loaded = model_create(world, &small_shape, false);
+    Saver *saver = saver_create(world, true);
+    cJSON *options = cJSON_CreateObject();
+    for (int64_t step = 1; step <= 8; step++) {
+        const SaveRequest request = {out_dir, {step, step, 0}, options, options, 640, 36, {2, 0}};
+        fill(model, (int)step, 0);
+        saver_begin(saver, &model->state, &request);
+        fill(model, -1, -1);
+        SaveOutcome outcome = SAVE_NONE;
+        for (int polls = 0; outcome == SAVE_NONE && polls < 60000; polls++) {
+            usleep((useconds_t)(random_below(500) * (uint64_t)(1 + world->rank)));
+            outcome = saver_poll(saver);
+        }
+        check(outcome == SAVE_COMMITTED && !saver_message(saver)[0], "outcome %d: %s", outcome,
+              saver_message(saver));
+        Checkpoint checkpoint = checkpoint_open(world, "latest", out_dir);
+        check(checkpoint.progress.step == step, "step %ld", (long)checkpoint.progress.step);
+        checkpoint_load(&checkpoint, &loaded->state);
+        check_contents(loaded, (int)step);
+        checkpoint_close(&checkpoint);
+    }
+    check_entries(out_dir, (const char *const[]){"latest", "step_00000007", "step_00000008"}, 3);
+    cJSON_Delete(options);
+    saver_destroy(saver);
+    model_destroy(model);
+    model_destroy(loaded);
+    free(out_dir);
+}
+
+// --- failures -------------------------------------------------------------------------------------------
 
 // A disk that is full for this process, or not any more.
 static void limit_files(rlim_t bytes) {
@@ -366,6 +400,7 @@ void test_parallel_checkpoint(const Communicator *communicator) {
     world = communicator;
     test_run("parallel checkpoint: any number of ranks reads any other", test_all_sizes, NULL);
     test_run("parallel checkpoint: ranks without elements", test_ranks_without_elements, NULL);
+    test_run("parallel checkpoint: beside training", test_beside_training, NULL);
     test_run("parallel checkpoint: a failing rank", test_failing_rank, NULL);
     test_run("parallel checkpoint: no directory", test_no_directory, NULL);
     test_run("parallel checkpoint: a damaged newest one", test_damaged_newest, NULL);

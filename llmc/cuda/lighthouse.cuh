@@ -314,8 +314,7 @@ __global__ void __launch_bounds__(256)
 }
 
 // The first pool^(levels-1) - 1 tokens of a piece once more, with what they get from the piece before: a
-// thread per token (grid_row) of a piece (block_piece) and vector of out's columns (grid_vector). They are
-// few.
+// thread per token (grid_row) of a piece (block_piece) and vector of out's columns (grid_vector).
 __global__ void __launch_bounds__(256)
     scatter_first_kernel(bf16 *__restrict__ out, const bf16 *__restrict__ sub_out,
                          const bf16 *__restrict__ halo, const int32_t *__restrict__ positions,
@@ -357,15 +356,19 @@ static void lighthouse_scatter(void *out, const void *sub_out, const void *halo,
         (bf16 *)out, (const bf16 *)sub_out, (const bf16 *)halo, positions, *shape, (int)tokens);
 }
 
+// Blocks that a multiprocessor's registers have room for.
+constexpr int scatter_backward_blocks(int levels) {
+    return levels == 2 ? 4 : levels <= 4 ? 3 : 2;
+}
+
 // With u = token + 1, of tokens numbered in their piece, an entry's output went to a block of u's: block
-// index + 1 of its level, of which the last, at u = the piece's tokens, is cut off after its first; what went
-// beyond is in grad_halo. So this is a walk as gather's, over u's. Reads grad_out once and writes each
-// selected entry: 2 bytes per element.
+// index + 1 of its level, of which the last, at u = the piece's tokens, is cut off after its first. So this
+// is a walk as gather's, over u's. Reads grad_out once and writes each selected entry: 2 bytes per element.
 template <int LEVELS>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, scatter_backward_blocks(LEVELS))
     scatter_backward_kernel(bf16 *__restrict__ grad_sub_out, const bf16 *__restrict__ grad_out,
-                            const float *__restrict__ grad_halo, const int32_t *__restrict__ positions,
-                            LighthouseShape shape, int piece_tokens, int rows) {
+                            const int32_t *__restrict__ positions, LighthouseShape shape, int piece_tokens,
+                            int rows) {
     const Piece piece = block_piece(shape, piece_tokens);
     const int first = (int)grid_row() * rows, width = shape.heads * shape.head_dim;
     const int64_t column = grid_vector() * WIDTH;
@@ -382,15 +385,37 @@ __global__ void __launch_bounds__(256)
         const int start = (int)pyramid_start(shape, level) + (piece.first >> (level * shape.log2_pool)) - 1;
         return block > 0 ? places[start + block] : -1;
     };
-    auto put = [&](int level, int block, int32_t position, const Floats<8> &sum) {
-        if (position < 0) return;
-        Floats<8> total = sum;
-        if (level > 0 && grad_halo && block == piece.tokens >> (level * shape.log2_pool))
-            add_scaled(total, 1,
-                       ::load<8>(grad_halo + halo_start(shape, piece, width) + (level - 1) * width + column));
-        store(row_at(to, position, row_bytes), total);
+    auto put = [&](int, int, int32_t position, const Floats<8> &sum) {
+        if (position >= 0) store(row_at(to, position, row_bytes), sum);
     };
     walk<LEVELS>(first, min(first + rows, piece.tokens + 1), piece.tokens, shape.log2_pool, load, place, put);
+}
+
+// A level's last entry of a piece (block_piece): where it stands in the subsequence, or -1.
+__device__ inline int64_t last_position(const int32_t *positions, const LighthouseShape &shape,
+                                        const Piece &piece, int level, int64_t head) {
+    const int64_t index = ((piece.first + piece.tokens) >> (level * shape.log2_pool)) - 1;
+    return positions[(piece.batch * shape.heads + head) * shape.pyramid + pyramid_start(shape, level) +
+                     index];
+}
+
+// The last entries of the levels from 1 on (grid_row) of a piece once more, with what the tokens after it
+// hand back: in the piece their outputs went to its last token alone. A thread per vector of grad_out's
+// columns (grid_vector).
+__global__ void __launch_bounds__(256)
+    scatter_last_backward_kernel(bf16 *__restrict__ grad_sub_out, const bf16 *__restrict__ grad_out,
+                                 const float *__restrict__ grad_halo, const int32_t *__restrict__ positions,
+                                 LighthouseShape shape, int piece_tokens) {
+    const Piece piece = block_piece(shape, piece_tokens);
+    const int level = 1 + (int)grid_row(), width = shape.heads * shape.head_dim;
+    const int64_t column = grid_vector() * WIDTH;
+    if (level >= shape.levels || column >= width) return;
+    const int64_t position = last_position(positions, shape, piece, level, column / shape.head_dim);
+    if (position < 0) return;
+    const int64_t last_token = piece.batch * shape.seq_len + piece.first + piece.tokens - 1;
+    Floats<8> sum = load<8>(grad_out + last_token * width + column);
+    add_scaled(sum, 1, load<8>(grad_halo + halo_start(shape, piece, width) + (level - 1) * width + column));
+    store(grad_sub_out + (piece.batch * shape.entries + position) * width + column, sum);
 }
 
 static void lighthouse_scatter_backward(void *grad_sub_out, const void *grad_out, const void *grad_halo,
@@ -405,34 +430,34 @@ static void lighthouse_scatter_backward(void *grad_sub_out, const void *grad_out
     const RowGrid launch = piece_grid(shape, divide_up(tokens + 1, rows));
     auto kernel = kernels[shape->levels - 2];
     kernel<<<launch.grid, launch.block, 0, stream->cuda>>>((bf16 *)grad_sub_out, (const bf16 *)grad_out,
-                                                           (const float *)grad_halo, positions, *shape,
-                                                           (int)tokens, rows);
+                                                           positions, *shape, (int)tokens, rows);
+    if (!grad_halo) return;
+    const RowGrid last = piece_grid(shape, shape->levels - 1);
+    scatter_last_backward_kernel<<<last.grid, last.block, 0, stream->cuda>>>(
+        (bf16 *)grad_sub_out, (const bf16 *)grad_out, (const float *)grad_halo, positions, *shape,
+        (int)tokens);
 }
 
 // --- what crosses from piece to piece -------------------------------------------------------------------
 // A few vectors: nothing is tuned.
 
-// Vectors [levels-1, heads, head_dim] of a halo, for each piece and sequence.
 static double halo_elements(const LighthouseShape *shape) {
     return (double)shape->pieces * (double)shape->batch * (shape->levels - 1) * shape->heads *
            shape->head_dim;
 }
 
-// A thread per vector of a level's columns (grid_vector), with the levels from 1 on in blockIdx.x.
+// A thread per vector of a level's columns (grid_vector), for the levels from 1 on (grid_row) of a piece
+// (block_piece).
 __global__ void halo_kernel(bf16 *__restrict__ halo, const bf16 *__restrict__ sub_out,
                             const int32_t *__restrict__ positions, LighthouseShape shape, int piece_tokens) {
     const Piece piece = block_piece(shape, piece_tokens);
-    const int level = 1 + (int)grid_row();
-    const int64_t width = (int64_t)shape.heads * shape.head_dim, column = grid_vector() * WIDTH;
+    const int level = 1 + (int)grid_row(), width = shape.heads * shape.head_dim;
+    const int64_t column = grid_vector() * WIDTH;
     if (level >= shape.levels || column >= width) return;
-    const int64_t head = column / shape.head_dim;
-    const int64_t last = ((piece.first + piece.tokens) >> (level * shape.log2_pool)) - 1;
-    const int64_t position =
-        positions[(piece.batch * shape.heads + head) * shape.pyramid + pyramid_start(shape, level) + last];
+    const int64_t position = last_position(positions, shape, piece, level, column / shape.head_dim);
+    const int64_t row = piece.batch * shape.entries + position;
     store_packed(halo + halo_start(shape, piece, width) + (level - 1) * width + column,
-                 position < 0
-                     ? make_uint4(0, 0, 0, 0)
-                     : load_packed(sub_out + (piece.batch * shape.entries + position) * width + column));
+                 position < 0 ? make_uint4(0, 0, 0, 0) : load_packed(sub_out + row * width + column));
 }
 
 static void lighthouse_halo(void *halo, const void *sub_out, const int32_t *positions,
@@ -443,7 +468,8 @@ static void lighthouse_halo(void *halo, const void *sub_out, const int32_t *posi
         (bf16 *)halo, (const bf16 *)sub_out, positions, *shape, (int)(shape->seq_len / shape->pieces));
 }
 
-// A thread per vector of grad_out's columns: each level's sum goes on where that of the level before ends.
+// A thread per vector of grad_out's columns (grid_vector) of a piece (block_piece): each level's sum goes on
+// where that of the level before ends.
 __global__ void halo_backward_kernel(float *__restrict__ grad_halo, const bf16 *__restrict__ grad_out,
                                      LighthouseShape shape, int piece_tokens) {
     const Piece piece = block_piece(shape, piece_tokens);
