@@ -40,7 +40,8 @@ os.environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": 
 HELP_OPTIONS = """train-data val-data seed model vocab-size dim layers heads kv-heads ffn-dim rope-theta norm-eps
     seq-len batch-size global-batch selection levels pool topk topk-tile scorer dense-layers steps lr warmup-steps
     lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume async-save on-save-error verify-checkpoint val-every
-    val-batches val-selection log-every device recompute plan deterministic help""".split()
+    val-batches val-selection log-every device recompute plan deterministic cp zero collective-timeout async-save
+    on-save-error verify-checkpoint max-nonfinite skip-outliers outlier-window time-limit help""".split()
 
 tests = []
 
@@ -845,6 +846,112 @@ def a_process_that_stands_still_is_noticed():
         error = next((line for line in said.splitlines() if line.startswith("error: ")), "")
         check(error.startswith("error: rank 0: stuck: waiting for other ranks"), said)
         check(" in: " in error and "--collective-timeout 5" in error, f"no phase is named: {said}")
+
+
+# --- being asked to stop -----------------------------------------------------------------------------------------------
+
+
+def check_stops_and_goes_on(command, go_on, send, name):
+    """The run, asked to stop after its third step, ends with exit code 75; gone on with, it ends in the bytes of "whole"."""
+    with Running(command) as run:
+        wait_until(lambda: "step 3/" in run.said()[0], "the third step")
+        send(run)
+        code = run.wait()
+        said, errors = run.said()
+        check_equal(f"exit code; {errors}", code, 75)
+        check(f"stopped by {name} after step " in said, said)
+    stopped = read_trainer(os.path.join("out", read_file("out/latest").decode().strip()))["step"]
+    check(3 <= stopped < 40, f"it stopped after step {stopped}")
+    finish(go_on)
+    a, b = read_directory(checkpoint(40, "whole")), read_directory(checkpoint(40))
+    check_equal("files", list(b), list(a))
+    check_equal("different files", [name for name in a if a[name] != b[name]], [])
+    check_equal("losses", [m["loss"] for m in read_metrics()], [m["loss"] for m in read_metrics("whole")])
+
+
+@test
+def a_run_that_is_asked_to_stop_goes_on_to_the_same_bytes():
+    make_shards()
+    options = {"steps": 40, "seq_len": 80, "save_every": 7}
+    train(out="whole", **options)
+    go_on = [PROGRAM, "--device", DEVICE, "--resume", "latest"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        shutil.rmtree("out", ignore_errors=True)
+        check_stops_and_goes_on(command_line(**options), go_on, lambda run: run.send(number), number.name)
+    shutil.rmtree("out")
+    code = subprocess.run(command_line(time_limit=1e-4, **options), capture_output=True).returncode
+    check_equal("exit code at the time limit", code, 75)
+    finish(go_on)
+    check_same_checkpoint(checkpoint(40, "whole"), checkpoint(40))
+
+
+@test
+def processes_of_which_one_is_asked_to_stop_go_on_to_the_same_bytes():
+    make_noise()
+    options = {"steps": 40, "save_every": 7, "cp": 2, "zero": 1}
+    train_together(4, out="whole", **options)
+    check_stops_and_goes_on(mpirun(4, command_line(**PARALLEL | options)),
+                            mpirun(4, [PROGRAM, "--device", "cpu", "--resume", "latest"]),
+                            lambda run: os.kill(process_of_rank(run.process.pid, 2), signal.SIGTERM), "SIGTERM")
+
+
+@test
+def a_second_signal_ends_a_run_at_once():
+    write_shard("noise.bin", random.Random(1).choices(range(256), k=60000))
+    options = {"train_data": "noise.bin", "seq_len": 4096, "steps": 100, "save_every": 2}  # long steps
+    with Running(command_line(**options)) as run:
+        wait_until(lambda: os.path.exists("out/latest") and "step 3/" in run.said()[0], "the third step")
+        run.send(signal.SIGTERM)
+        time.sleep(0.02)
+        run.send(signal.SIGTERM)
+        check_equal("exit code", run.wait(), 128 + signal.SIGTERM)
+    newest = os.path.join("out", read_file("out/latest").decode().strip())
+    finish([PROGRAM, "--verify-checkpoint", newest])
+
+
+# --- steps without finite values ---------------------------------------------------------------------------------------
+
+
+def spoiled(command, rank, first_step, steps):
+    """The command with a rank whose gradients are not finite in some steps (dev/test/preload). A step has six sums over
+    ranks: head, layers from the last, norms, embedding; at the second of them the layer whose turn is next is spoiled."""
+    finish(["make", "-s", "-C", ROOT, "build/spoil_gradients.so"])
+    return ["env", f"LD_PRELOAD={ROOT}/build/spoil_gradients.so", f"SPOIL_RANK={rank}",
+            f"SPOIL_FIRST={6 * (first_step - 1) + 2}", "SPOIL_EVERY=6", f"SPOIL_TIMES={steps}", *command]
+
+
+@test
+def a_step_without_finite_values_is_left_out():
+    make_noise()
+    command = mpirun(4, spoiled(command_line(**PARALLEL, steps=6, zero=1), rank=2, first_step=3, steps=1))
+    done = subprocess.run(command, capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 0)
+    said = next((line for line in done.stderr.splitlines() if "no update" in line), "")
+    for words in ("warning: rank 0: step 3:", "gradient norm nan", "samples 8 to 11", "1 of at most 3", "rank 2 ("):
+        check(words in said, f"\"{words}\" expected in it: {said}")
+    check("rank 1 (" not in said and "rank 3 (" not in said, f"ranks are blamed that did nothing: {said}")
+    metrics = read_metrics()
+    check_equal("steps left out", [m["step"] for m in metrics if m.get("skipped")], [3])
+    check_equal("gradient norm of that step", metrics[2]["grad_norm"], None)
+    check(all(math.isfinite(m["loss"]) for m in metrics), "a loss is not finite")
+    trainer = read_trainer(checkpoint(6))
+    check_equal("step, samples, skipped", [trainer[name] for name in ("step", "samples", "skipped")], [6, 24, 1])
+    # Nobody's weights took part of it: with others' they would not be what one rank's run that goes on from here has.
+    resume_together(4, out="out", steps=7)
+    resume(checkpoint(6), out="one", steps=7, cp=1, device="cpu")
+    check(math.isclose(read_metrics()[6]["loss"], read_metrics("one")[0]["loss"], rel_tol=1e-5), "the next losses differ")
+
+
+@test
+def too_many_steps_without_finite_values_end_the_run():
+    make_noise()
+    command = command_line(**PARALLEL, steps=100, save_every=2, max_nonfinite=2)
+    done = subprocess.run(mpirun(2, spoiled(command, rank=1, first_step=4, steps=50)), capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 1)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    check(len(errors) == 1 and "step 6:" in errors[0] and "--max-nonfinite 2" in errors[0], done.stderr)
+    check_equal("steps left out", [m["step"] for m in read_metrics() if m.get("skipped")], [4, 5])
+    finish([PROGRAM, "--verify-checkpoint", os.path.join("out", read_file("out/latest").decode().strip())])
 
 
 # --- launchers, and runs that are kept going -------------------------------------------------------------------------
