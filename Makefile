@@ -140,10 +140,10 @@ endif
 test: all
 	dev/test/run.sh
 
-# What tests preload into the program: a disk that fails.
-build/fail_io.so: dev/test/preload/fail_io.c
+# What tests preload into the program: a disk that fails, a processor that does.
+build/%.so: dev/test/preload/%.c
 	@mkdir -p $(@D)
-	$(CC) -std=gnu11 -O2 -g $(WARNINGS) -shared -fPIC -o $@ $< -ldl
+	$(CC) -std=gnu11 -O2 -g $(WARNINGS) $(filter -I%,$(MPI_CFLAGS)) -shared -fPIC -o $@ $< -ldl -lm
 
 # Fuzz targets, for clang: dev/test/fuzz/harness.h says how to run them.
 FUZZ_CC ?= clang

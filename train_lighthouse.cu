@@ -430,10 +430,10 @@ int main(int argc, char **argv) {
         communicator_destroy(&run.communicator);
         return 0;
     }
+    if (run.communicator.size > 1) watchdog_start(run.options.collective_timeout);
     run.device = training_open_device(&run.options, &run.communicator);
     run.collectives = collectives_create(run.device, &run.communicator);
-    if (run.communicator.size > 1)
-        watchdog_start(run.options.collective_timeout, run.collectives->look, run.collectives);
+    watchdog_look(run.collectives->look, run.collectives);
     if (!run.options.plan) open_data(&run);
     training_plan(&run.training, run.collectives, &run.options);
     print_start(&run, &checkpoint);
@@ -445,9 +445,10 @@ int main(int argc, char **argv) {
         close_run(&run);
     }
     if (checkpoint.path) checkpoint_close(&checkpoint);
-    watchdog_stop();
+    watchdog_look(NULL, NULL);
     collectives_destroy(run.collectives);
     run.device->destroy(run.device);
+    watchdog_stop();
     communicator_destroy(&run.communicator);
     return request ? PREEMPTED_EXIT_CODE : 0;
 }

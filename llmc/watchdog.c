@@ -9,13 +9,14 @@
 // One a process, like the launcher that ends it.
 static struct {
     pthread_t thread;
-    double deadline; // seconds
+    double deadline;      // seconds
+    pthread_mutex_t lock; // of the next two
     const char *(*look)(void *context, double seconds);
     void *context;
     atomic_bool runs;
     _Atomic(const char *) phase; // of the wait that is under way; NULL: none
     _Atomic(double) since;
-} watchdog;
+} watchdog = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static double now(void) {
     struct timespec time;
@@ -40,7 +41,9 @@ static void *watch(void *unused) {
                          waited, phase, watchdog.deadline);
             end();
         }
+        pthread_mutex_lock(&watchdog.lock);
         const char *trouble = watchdog.look ? watchdog.look(watchdog.context, watchdog.deadline) : NULL;
+        pthread_mutex_unlock(&watchdog.lock);
         if (trouble) {
             report_error("%s", trouble);
             end();
@@ -49,11 +52,16 @@ static void *watch(void *unused) {
     return NULL;
 }
 
-void watchdog_start(int64_t seconds, const char *(*look)(void *context, double seconds), void *context) {
-    if (seconds == 0 || watchdog.runs) return;
-    watchdog.deadline = (double)seconds;
+void watchdog_look(const char *(*look)(void *context, double seconds), void *context) {
+    pthread_mutex_lock(&watchdog.lock);
     watchdog.look = look;
     watchdog.context = context;
+    pthread_mutex_unlock(&watchdog.lock);
+}
+
+void watchdog_start(int64_t seconds) {
+    if (seconds == 0 || watchdog.runs) return;
+    watchdog.deadline = (double)seconds;
     watchdog.runs = true;
     if (pthread_create(&watchdog.thread, NULL, watch, NULL) != 0) fatal("cannot start the watchdog's thread");
 }

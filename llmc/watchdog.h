@@ -7,11 +7,13 @@
 extern "C" {
 #endif
 
-// Starts it: waits of more than `seconds` are taken for endless; 0: none are. `look`, if not NULL, is called
-// with `context` from the watchdog's thread and returns what has gone wrong (on the device, say) or NULL; its
-// second argument is the deadline.
-void watchdog_start(int64_t seconds, const char *(*look)(void *context, double seconds), void *context);
+// Starts it: waits of more than `seconds` are taken for endless; 0: none are.
+void watchdog_start(int64_t seconds);
 void watchdog_stop(void);
+
+// From here on `look` is called too, with `context` and the deadline, from the watchdog's thread, and returns
+// what has gone wrong (on the device, say) or NULL. NULL: no longer.
+void watchdog_look(const char *(*look)(void *context, double seconds), void *context);
 
 // Around a wait for other processes: `what` (kept by address) names the phase.
 void watchdog_enter(const char *what);

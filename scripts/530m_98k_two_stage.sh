@@ -5,22 +5,15 @@
 #   scripts/530m_98k_two_stage.sh [STAGE1_STEPS TOTAL_STEPS] [OPTION…]     10000 and 16000 steps, as published
 #
 # The options go to ./train_lighthouse, over the ones here. Environment: DATA and VAL_DATA, globs of token shards
-# (data/text_train_*.bin, data/text_val_*.bin; VAL_DATA= for no validation), and OUT, where checkpoints and metrics go
-# (out/530m_98k_two_stage).
+# (data/text_train_*.bin, data/text_val_*.bin; VAL_DATA= for no validation), OUT, where checkpoints and metrics go
+# (out/530m_98k_two_stage), and LAUNCHER, what starts train_lighthouse (itself): scripts/mpirun_one_node.sh takes all GPUs.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-fail() {
-    echo "error: $1" >&2
-    exit 1
-}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+show_help "$@"
+cd "$root"
 
 stage1=10000
 total=16000
-if [[ ${1-} == -h || ${1-} == --help ]]; then
-    sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' scripts/530m_98k_two_stage.sh
-    exit
-fi
 if [[ $# -gt 0 && $1 != -* ]]; then
     [[ $# -ge 2 && $2 != -* ]] || fail "STAGE1_STEPS $1 without TOTAL_STEPS; for example $stage1 $total"
     stage1=$1
@@ -31,7 +24,7 @@ for steps in "$stage1" "$total"; do
     [[ $steps =~ ^[1-9][0-9]{0,14}$ ]] || fail "$steps is no number of steps; for example 10000 16000"
 done
 [ "$stage1" -lt "$total" ] || fail "STAGE1_STEPS $stage1 must be less than TOTAL_STEPS $total, which counts both stages"
-[ -x train_lighthouse ] || fail "./train_lighthouse is not built; run scripts/setup.sh and make"
+find_trainer
 
 out=${OUT:-out/530m_98k_two_stage}
 recipe=(--model 530M --seq-len 98304 --batch-size 1 --global-batch 32
@@ -40,20 +33,15 @@ recipe=(--model 530M --seq-len 98304 --batch-size 1 --global-batch 32
     --save-every 500 --keep-every "$stage1") # the end of stage 1 stays: from there other tails can be tried
 always=(--out "$out" --train-data "${DATA:-data/text_train_*.bin}" --val-data "${VAL_DATA-data/text_val_*.bin}" "$@")
 
-# The step of the newest checkpoint, or nothing.
-newest_step() {
-    [ ! -f "$out/latest" ] || sed 's/^step_0*\(.\)/\1/' "$out/latest"
-}
-
-step=$(newest_step)
+step=$(newest_step "$out")
 if [ -z "$step" ]; then
-    ./train_lighthouse "${recipe[@]}" "${always[@]}" --selection on --steps "$stage1"
+    run_stoppable "${trainer[@]}" "${recipe[@]}" "${always[@]}" --selection on --steps "$stage1"
 elif [ "$step" -le "$stage1" ]; then # at its end too: should the newest checkpoint be damaged, stage 1 is not cut short
-    ./train_lighthouse "${always[@]}" --resume latest --selection on --steps "$stage1"
+    run_stoppable "${trainer[@]}" "${always[@]}" --resume latest --selection on --steps "$stage1"
 fi
-step=$(newest_step)
+step=$(newest_step "$out")
 if [ "$step" -ge "$total" ]; then
     echo "nothing to do: $out has step $step of $total"
 else
-    ./train_lighthouse "${always[@]}" --resume latest --selection off --steps "$total"
+    run_stoppable "${trainer[@]}" "${always[@]}" --resume latest --selection off --steps "$total"
 fi

@@ -35,10 +35,13 @@ CHECKPOINT_FILES = ["config.json", "manifest.json", "model.safetensors", "optimi
 # More threads than these small models have work for only wait; waiting without spinning leaves busy machines their cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Without these mpirun refuses to run as root, as it would in a container.
+os.environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 HELP_OPTIONS = """train-data val-data seed model vocab-size dim layers heads kv-heads ffn-dim rope-theta norm-eps
     seq-len batch-size global-batch selection levels pool topk topk-tile scorer dense-layers steps lr warmup-steps
     lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume async-save on-save-error verify-checkpoint val-every
-    val-batches val-selection log-every device recompute plan deterministic help""".split()
+    val-batches val-selection log-every device recompute plan deterministic cp zero collective-timeout async-save
+    on-save-error verify-checkpoint max-nonfinite skip-outliers outlier-window time-limit help""".split()
 
 tests = []
 
@@ -137,6 +140,56 @@ def resume(checkpoint="latest", **options):
 
 def script(name, *arguments):
     return [os.path.join(ROOT, "scripts", name), *arguments]
+
+
+def write_script(path, text):
+    write_file(path, text.encode())
+    os.chmod(path, 0o755)
+
+
+def wait_until(holds, what, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        check(time.monotonic() < end, f"{what}: not within {seconds} seconds")
+        time.sleep(0.01)
+
+
+class Running:
+    """A command that runs beside the test, with its output in files; `with` kills it should it still run then."""
+
+    def __init__(self, command, environment=None):
+        self.command = command
+        self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        # Where the tests run in the background, SIGINT is ignored, and would be in the command.
+        self.process = subprocess.Popen(command, stdout=self.files[0], stderr=self.files[1], env=environment,
+                                        stdin=subprocess.DEVNULL, start_new_session=True,
+                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *reason):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def said(self):
+        """What is on its standard output and its standard error until now."""
+        texts = []
+        for file in self.files:
+            file.seek(0)
+            texts.append(file.read())
+        return texts
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, seconds=60):
+        """Its exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"{' '.join(self.command)}\nstill runs after {seconds} seconds; {self.said()[1]}")
 
 
 def check_refused(command, *words):
@@ -648,6 +701,432 @@ def the_published_recipe_goes_on_where_it_was():
     check_same_checkpoint(checkpoint(5), checkpoint(5, "whole"))
     for steps in (["3"], ["5", "3"], ["3", "3"], ["0", "3"], ["ten", "20"]):
         check_refused(script("530m_98k_two_stage.sh", *steps), steps[0])
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+# With selection in four chunks, so that two processes can share a sequence; on the CPU, which any number of processes can.
+PARALLEL = {**LIGHTHOUSE, "topk": 16, "device": "cpu", "batch_size": 1, "global_batch": 4, "train_data": "noise_train.bin"}
+
+
+def make_noise():
+    """Random tokens. Where no two contexts are alike no scores are nearly equal, and what is selected does not depend on the
+    order of sums."""
+    chooser = random.Random(4)
+    for name, count in (("train", 20000), ("val", 1000)):
+        write_shard(f"noise_{name}.bin", chooser.choices(range(256), k=count))
+
+
+def mpirun(processes, command):
+    return ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1",
+            "-x", "OMP_NUM_THREADS=1", "-np", str(processes), *command]
+
+
+def train_together(processes, **options):
+    return finish(mpirun(processes, command_line(**PARALLEL | options)))
+
+
+def resume_together(processes, **options):
+    return finish(mpirun(processes, [PROGRAM, *to_flags({"device": "cpu", "resume": "latest"} | options)]))
+
+
+def check_close_losses(out, expected):
+    """Every loss of both runs' metrics, of training and validation."""
+    metrics, expected_metrics = read_metrics(out), read_metrics(expected)
+    check_equal(f"steps of {out}", [m["step"] for m in metrics], [m["step"] for m in expected_metrics])
+    for entry, other in zip(metrics, expected_metrics):
+        names = [name for name in entry if "loss" in name]
+        check_equal(f"losses of step {entry['step']}", names, [name for name in other if "loss" in name])
+        for name in names:
+            check(math.isclose(entry[name], other[name], rel_tol=1e-5),
+                  f"{out}, step {entry['step']}: {name} {entry[name]}, expected {other[name]}")
+
+
+def check_refused_together(processes, command, *words):
+    """All processes have to end with exit code 1, and one of them with a line that holds the words."""
+    done = subprocess.run(mpirun(processes, command), capture_output=True, text=True)
+    said = f"{' '.join(command)}\nsays: {done.stderr}"
+    check_equal(f"exit code; {said}", done.returncode, 1)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    check(len(errors) == 1, f"one line of error expected; {said}")
+    for word in words:
+        check(word in errors[0], f"\"{word}\" expected in it; {said}")
+
+
+def process_of_rank(launcher, rank):
+    """The process id of a rank that this mpirun has started."""
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent = int(read_file(f"/proc/{entry}/stat").rpartition(b")")[2].split()[1])
+            if parent == launcher and f"OMPI_COMM_WORLD_RANK={rank}".encode() in \
+                    read_file(f"/proc/{entry}/environ").split(b"\0"):
+                return int(entry)
+        except OSError:
+            pass  # it has ended
+    raise Failure(f"no process of rank {rank}")
+
+
+@test
+def several_processes_train_as_one():
+    make_noise()
+    options = {"steps": 5, "val_data": "noise_val.bin", "val_every": 2}
+    train(out="one", **PARALLEL | options)
+    for out, processes, parallel in (("two", 2, {"cp": 2}), ("four", 4, {"cp": 2, "zero": 1}), ("data", 4, {"zero": 1})):
+        said = train_together(processes, out=out, **options | parallel).stdout
+        check_close_losses(out, "one")
+        lines = [line.split()[0] for line in said.splitlines() if line.startswith(("step ", "done: "))]
+        check_equal("lines", lines, ["step"] * 5 + ["done:"])
+
+
+@test
+def a_run_goes_on_with_other_numbers_of_processes():
+    make_noise()
+    train(steps=4, out="one", **PARALLEL)
+    resume(out="one", selection="off", steps=8, device="cpu")
+    train_together(4, steps=2, cp=2, zero=1)
+    resume_together(2, out="out", steps=4)
+    resume_together(4, out="out", steps=6, selection="off", zero=0)
+    resume(out="out", steps=8, cp=1, device="cpu")
+    check_close_losses("out", "one")
+    check_equal("stages", [entry["selection"] for entry in read_metrics()], ["on"] * 4 + ["off"] * 4)
+
+
+@test
+def what_does_not_fit_the_processes_is_refused_once():
+    make_noise()
+    for processes, options, words in (
+            (4, {"cp": 3}, ["--cp 3", "4 processes", "1, 2"]),
+            (2, {"cp": 2, "topk": 8}, ["--cp 2", "--topk 8", "may be 1"]),
+            (4, {"cp": 2, "global_batch": 3}, ["--global-batch 3", "2 and 4 are"]),
+            (2, {"steps": "ten"}, ["--steps", "ten"]),
+            (2, {"resume": "nowhere"}, ["--resume", "nowhere"])):
+        check_refused_together(processes, command_line(**PARALLEL | options), "rank 0", *words)
+        check(not os.path.exists("out"), f"{options}: the output directory was made")
+
+
+@test
+def data_that_one_process_cannot_read_is_refused_in_its_name():
+    make_noise()
+    write_shard("bad.bin", as_tokens(make_text(20))[:500] + [264])
+    write_script("start", f"""#!/bin/sh
+if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then set -- "$@" --train-data bad.bin; fi
+exec '{PROGRAM}' "$@"
+""")
+    check_refused_together(4, ["./start", *command_line(**PARALLEL)[1:]], "rank 1", "bad.bin", "500", "264")
+
+
+@test
+def a_run_that_loses_a_process_ends_and_can_be_resumed():
+    make_noise()
+    command = mpirun(4, command_line(**PARALLEL, cp=2, zero=1, steps=100000, save_every=3))
+    with Running(command) as run:
+        wait_until(lambda: os.path.exists("out/latest"), "the first checkpoint")
+        os.kill(process_of_rank(run.process.pid, 2), signal.SIGKILL)
+        code = run.wait()
+        check(code not in (0, 75), f"exit code {code}")
+    newest = os.path.join("out", read_file("out/latest").decode().strip())
+    finish([PROGRAM, "--verify-checkpoint", newest])
+    last = read_trainer(newest)["step"]
+    resume_together(2, out="out", steps=last + 2)
+    check_equal("last step", read_metrics()[-1]["step"], last + 2)
+
+
+@test
+def a_process_that_stands_still_is_noticed():
+    make_noise()
+    command = mpirun(2, command_line(**PARALLEL, cp=2, steps=100000, collective_timeout=5))
+    with Running(command) as run:
+        wait_until(lambda: "step 2/" in run.said()[0], "the second step")
+        stopped = process_of_rank(run.process.pid, 1)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            code = run.wait()
+        finally:
+            try:
+                os.kill(stopped, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        said = run.said()[1]
+        check(code not in (0, 75), f"exit code {code}")
+        # Another may follow, of the one that stood still when mpirun wakes it up to end it.
+        error = next((line for line in said.splitlines() if line.startswith("error: ")), "")
+        check(error.startswith("error: rank 0: stuck: waiting for other ranks"), said)
+        check(" in: " in error and "--collective-timeout 5" in error, f"no phase is named: {said}")
+
+
+# --- being asked to stop -----------------------------------------------------------------------------------------------
+
+
+def check_stops_and_goes_on(command, go_on, send, name):
+    """The run, asked to stop after its third step, ends with exit code 75; gone on with, it ends in the bytes of "whole"."""
+    with Running(command) as run:
+        wait_until(lambda: "step 3/" in run.said()[0], "the third step")
+        send(run)
+        code = run.wait()
+        said, errors = run.said()
+        check_equal(f"exit code; {errors}", code, 75)
+        check(f"stopped by {name} after step " in said, said)
+    stopped = read_trainer(os.path.join("out", read_file("out/latest").decode().strip()))["step"]
+    check(3 <= stopped < 40, f"it stopped after step {stopped}")
+    finish(go_on)
+    a, b = read_directory(checkpoint(40, "whole")), read_directory(checkpoint(40))
+    check_equal("files", list(b), list(a))
+    check_equal("different files", [name for name in a if a[name] != b[name]], [])
+    check_equal("losses", [m["loss"] for m in read_metrics()], [m["loss"] for m in read_metrics("whole")])
+
+
+@test
+def a_run_that_is_asked_to_stop_goes_on_to_the_same_bytes():
+    make_shards()
+    options = {"steps": 40, "seq_len": 80, "save_every": 7}
+    train(out="whole", **options)
+    go_on = [PROGRAM, "--device", DEVICE, "--resume", "latest"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        shutil.rmtree("out", ignore_errors=True)
+        check_stops_and_goes_on(command_line(**options), go_on, lambda run: run.send(number), number.name)
+    shutil.rmtree("out")
+    code = subprocess.run(command_line(time_limit=1e-4, **options), capture_output=True).returncode
+    check_equal("exit code at the time limit", code, 75)
+    finish(go_on)
+    check_same_checkpoint(checkpoint(40, "whole"), checkpoint(40))
+
+
+@test
+def processes_of_which_one_is_asked_to_stop_go_on_to_the_same_bytes():
+    make_noise()
+    options = {"steps": 40, "save_every": 7, "cp": 2, "zero": 1}
+    train_together(4, out="whole", **options)
+    check_stops_and_goes_on(mpirun(4, command_line(**PARALLEL | options)),
+                            mpirun(4, [PROGRAM, "--device", "cpu", "--resume", "latest"]),
+                            lambda run: os.kill(process_of_rank(run.process.pid, 2), signal.SIGTERM), "SIGTERM")
+
+
+@test
+def a_second_signal_ends_a_run_at_once():
+    write_shard("noise.bin", random.Random(1).choices(range(256), k=60000))
+    options = {"train_data": "noise.bin", "seq_len": 4096, "steps": 100, "save_every": 2}  # long steps
+    with Running(command_line(**options)) as run:
+        wait_until(lambda: os.path.exists("out/latest") and "step 3/" in run.said()[0], "the third step")
+        run.send(signal.SIGTERM)
+        time.sleep(0.02)
+        run.send(signal.SIGTERM)
+        check_equal("exit code", run.wait(), 128 + signal.SIGTERM)
+    newest = os.path.join("out", read_file("out/latest").decode().strip())
+    finish([PROGRAM, "--verify-checkpoint", newest])
+
+
+# --- steps without finite values ---------------------------------------------------------------------------------------
+
+
+def spoiled(command, rank, first_step, steps):
+    """The command with a rank whose gradients are not finite in some steps (dev/test/preload). A step has six sums over
+    ranks: head, layers from the last, norms, embedding; at the second of them the layer whose turn is next is spoiled."""
+    finish(["make", "-s", "-C", ROOT, "build/spoil_gradients.so"])
+    return ["env", f"LD_PRELOAD={ROOT}/build/spoil_gradients.so", f"SPOIL_RANK={rank}",
+            f"SPOIL_FIRST={6 * (first_step - 1) + 2}", "SPOIL_EVERY=6", f"SPOIL_TIMES={steps}", *command]
+
+
+@test
+def a_step_without_finite_values_is_left_out():
+    make_noise()
+    command = mpirun(4, spoiled(command_line(**PARALLEL, steps=6, zero=1), rank=2, first_step=3, steps=1))
+    done = subprocess.run(command, capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 0)
+    said = next((line for line in done.stderr.splitlines() if "no update" in line), "")
+    for words in ("warning: rank 0: step 3:", "gradient norm nan", "samples 8 to 11", "1 of at most 3", "rank 2 ("):
+        check(words in said, f"\"{words}\" expected in it: {said}")
+    check("rank 1 (" not in said and "rank 3 (" not in said, f"ranks are blamed that did nothing: {said}")
+    metrics = read_metrics()
+    check_equal("steps left out", [m["step"] for m in metrics if m.get("skipped")], [3])
+    check_equal("gradient norm of that step", metrics[2]["grad_norm"], None)
+    check(all(math.isfinite(m["loss"]) for m in metrics), "a loss is not finite")
+    trainer = read_trainer(checkpoint(6))
+    check_equal("step, samples, skipped", [trainer[name] for name in ("step", "samples", "skipped")], [6, 24, 1])
+    # Nobody's weights took part of it: with others' they would not be what one rank's run that goes on from here has.
+    resume_together(4, out="out", steps=7)
+    resume(checkpoint(6), out="one", steps=7, cp=1, device="cpu")
+    check(math.isclose(read_metrics()[6]["loss"], read_metrics("one")[0]["loss"], rel_tol=1e-5), "the next losses differ")
+
+
+@test
+def too_many_steps_without_finite_values_end_the_run():
+    make_noise()
+    command = command_line(**PARALLEL, steps=100, save_every=2, max_nonfinite=2)
+    done = subprocess.run(mpirun(2, spoiled(command, rank=1, first_step=4, steps=50)), capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 1)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    check(len(errors) == 1 and "step 6:" in errors[0] and "--max-nonfinite 2" in errors[0], done.stderr)
+    check_equal("steps left out", [m["step"] for m in read_metrics() if m.get("skipped")], [4, 5])
+    finish([PROGRAM, "--verify-checkpoint", os.path.join("out", read_file("out/latest").decode().strip())])
+
+
+# --- launchers, and runs that are kept going -------------------------------------------------------------------------
+
+
+@test
+def one_command_trains_on_all_devices_of_a_machine():
+    make_noise()
+    train(out="one", **PARALLEL)
+    options = to_flags(PARALLEL | SHAPE | {"steps": 4, "warmup_steps": 3})
+    said = finish(script("mpirun_one_node.sh", "-n", "2", *options, "--cp", "2", "--out", "two")).stdout
+    check("processes: 2, 2 for each sequence" in said, said)
+    check_close_losses("two", "one")
+    check_refused(script("mpirun_one_node.sh", "-n", "none"), "-n none")
+    finish(script("mpirun_one_node.sh", "--help"))
+
+
+@test
+def the_1m_recipe_trains_on_the_hosts_of_a_file():
+    make_noise()
+    # As it stands, it asks for what was published.
+    environment = os.environ | {"LAUNCHER": "echo", "OUT": os.path.abspath("out")}
+    recipe = script("530m_1m_four_nodes.sh")
+    said = subprocess.run(recipe, env=environment, capture_output=True, text=True, check=True).stdout
+    for words in ("--seq-len 1048576", "--levels 4 --pool 4 --topk 4096 --dense-layers none", "--cp 8 --zero 1"):
+        check(words in said, f"{words} expected: {said}")
+    # Smaller, on two processes of this host, which go on where they were.
+    write_file("hosts", b"# all of them\nlocalhost slots=2 # two\n")
+    environment |= {"LAUNCHER": "", "HOSTS": os.path.abspath("hosts"), "VAL_DATA": "",
+                    "DATA": os.path.abspath("noise_train.bin")}
+    options = to_flags({**SHAPE, **PARALLEL, "cp": 2, "warmup_steps": 3, "train_data": environment["DATA"]})
+    for steps in ("2", "4"):
+        done = subprocess.run([*recipe, *options, "--steps", steps], env=environment, capture_output=True, text=True)
+        check_equal(f"exit code; {done.stderr}", done.returncode, 0)
+    train(out="one", **PARALLEL)
+    check_close_losses("out", "one")
+    for hosts, words in ((b"", ["no host"]), (b"localhost\n", ["localhost", "slots=8"]),
+                         (b"a slots=2\nb slots=none\n", ["b slots=none", "slots=8"])):
+        write_file("hosts", hosts)
+        check_refused(script("mpirun_hosts.sh", "hosts"), "hosts", *words)
+    check_refused(script("mpirun_hosts.sh", "missing"), "missing", "slots=8")
+
+
+@test
+def a_crashed_run_is_started_again():
+    make_shards()
+    options = {"steps": 60, "save_every": 3, "seq_len": 16}
+    train(out="whole", **options)
+    # The first try is killed once it has a checkpoint, the second before it does anything.
+    write_script("crashing", f"""#!/bin/sh
+echo try >> tries
+case $(wc -l < tries) in
+    1) '{PROGRAM}' "$@" & while [ ! -f out/latest ]; do sleep 0.01; done; kill -9 $!; wait $!;;
+    2) kill -9 $$;;
+    *) exec '{PROGRAM}' "$@";;
+esac
+""")
+    done = finish(script("run_resilient.sh", "--wait", "0", "--out", "out", "./crashing", *command_line(**options)[1:]))
+    check_same_checkpoint(checkpoint(60), checkpoint(60, "whole"))
+    check_equal("losses", [m["loss"] for m in read_metrics()], [m["loss"] for m in read_metrics("whole")])
+    starts = [" ".join(line.split()[:4]) for line in done.stderr.splitlines() if " starts " in line]
+    check_equal("tries", starts, [f"run_resilient: try {number} starts" for number in (1, 2, 3)])
+
+
+# A try takes its line of the file `plan`: the step of its checkpoint (or -) and its exit code, or "asked" for one that runs
+# until it is asked to stop.
+FAKE_TRAINER = """#!/bin/bash
+echo "$*" >> calls
+read -r step code <<< "$(sed -n "$(wc -l < calls)p" plan)"
+mkdir -p out
+if [ "$step" != - ]; then printf 'step_%08d\n' "$step" > out/latest; fi
+if [ "$code" = asked ]; then
+    trap 'echo step_00000009 > out/latest; exit 75' USR1
+    touch running
+    while :; do sleep 0.02; done
+fi
+exit "$code"
+"""
+
+
+def resilient(*plan, wait="0", failures="2"):
+    """Keeps a fake trainer going, whose tries end as planned."""
+    write_script("trainer", FAKE_TRAINER)
+    write_file("plan", "".join(line + "\n" for line in plan).encode())
+    for path in ("calls", "running", "out/latest"):
+        if os.path.exists(path):
+            os.remove(path)
+    return script("run_resilient.sh", "--max-failures", failures, "--wait", wait, "--out", "out", "./trainer", "--a", "b")
+
+
+def check_calls(tries):
+    """The first try is a new run, the others resume."""
+    calls = read_file("calls").decode().splitlines()
+    place = f"--a b --out {os.path.abspath('out')}"
+    check_equal("calls", calls, [place, *[f"{place} --resume latest"] * (tries - 1)])
+
+
+@test
+def a_run_without_progress_is_given_up():
+    # Progress and preemptions count as no failure.
+    finish(resilient("2 1", "2 139", "4 1", "4 1", "4 75", "4 75", "6 1", "6 1", "8 0"))
+    check_calls(9)
+    done = subprocess.run(resilient("2 1", "2 1", "2 3", "2 0"), capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 3)
+    check_calls(3)
+    check("given up" in done.stderr.splitlines()[-1] and "step 2" in done.stderr, done.stderr)
+    done = subprocess.run(resilient("- 1", "- 1", "- 0"), capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 1)
+    check("--resume" not in read_file("calls").decode(), "it resumes without a checkpoint")
+    for arguments, words in ((["--out", "out"], ["command"]), (["./trainer"], ["--out"]), (["--outt", "out"], ["--outt"]),
+                             (["--out", "out", "./nothing"], ["./nothing"]),
+                             (["--wait", "soon", "--out", "out", "./trainer"], ["--wait soon"]),
+                             (["--max-failures", "0", "--out", "out", "./trainer"], ["--max-failures 0"])):
+        check_refused(script("run_resilient.sh", *arguments), *words)
+
+
+@test
+def a_signal_stops_a_run_that_is_kept_going():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        with Running(resilient("2 1", "4 asked", "6 0")) as run:
+            wait_until(lambda: os.path.exists("running"), "the second try")
+            run.send(number)
+            check_equal(f"exit code after {number.name}; {run.said()[1]}", run.wait(), 75)
+            check(number.name in run.said()[1], f"{number.name} is not named: {run.said()[1]}")
+        check_equal("latest", read_file("out/latest"), b"step_00000009\n")
+        check_calls(2)
+    with Running(resilient("2 1", "4 0", wait="600")) as run:
+        wait_until(lambda: "again in 600 seconds" in run.said()[1], "the wait between tries")
+        run.send(signal.SIGTERM)
+        check_equal(f"exit code; {run.said()[1]}", run.wait(), 75)
+    check_calls(1)
+
+
+@test
+def a_slurm_job_goes_on_where_it_was():
+    make_noise()
+    # srun runs its command once, and ends with the exit code in the file `code` if that ended well.
+    here = os.getcwd()
+    write_script("bin/srun", f"""#!/bin/sh
+echo "$*" >> '{here}/srun_calls'
+while [ "$1" != ./train_lighthouse ]; do shift; done
+"$@" && exit "$(cat '{here}/code')"
+""")
+    write_script("bin/scontrol", f"#!/bin/sh\necho \"$*\" >> '{here}/scontrol_calls'\n")
+    environment = os.environ | {
+        "PATH": f"{here}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": ROOT, "OUT": f"{here}/out",
+        "SLURM_CPUS_PER_TASK": "2", "DATA": f"{here}/noise_train.bin", "VAL_DATA": ""}
+
+    def run(code, *arguments):
+        write_file("code", str(code).encode())
+        done = subprocess.run(script("slurm.sh", *arguments), env=environment, capture_output=True, text=True)
+        check_equal(f"exit code; {done.stderr}", done.returncode, code)
+
+    options = to_flags({**SHAPE, **PARALLEL, "save_every": 1, "train_data": environment["DATA"]})
+    run(75, *options, "--steps", "2")
+    check_equal("requeued", read_file("scontrol_calls"), b"requeue 7\n")
+    run(1, *options, "--steps", "3")
+    run(0, *options, "--steps", "4")
+    check_equal("steps", [entry["step"] for entry in read_metrics()], [1, 2, 3, 4])
+    check_equal("tries that resume", [b"--resume latest" in call for call in read_file("srun_calls").splitlines()],
+                [False, True, True])
+    shutil.rmtree("out")
+    recipe = [os.path.join(ROOT, "scripts", "530m_98k_two_stage.sh"), "2", "4", *options]
+    run(75, *recipe)
+    run(0, *recipe)
+    check_equal("stages", [entry["selection"] for entry in read_metrics()], ["on"] * 2 + ["off"] * 2)
+    check_equal("requeued", read_file("scontrol_calls"), b"requeue 7\n" * 2)
+    del environment["SLURM_JOB_ID"]
+    check_refused(script("slurm.sh", "--steps", "3"), "sbatch")
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 // Collectives of CUDA devices: NCCL, on one stream for all groups, beside the stream of the operations.
 #include "../collectives.h"
+#include "../watchdog.h"
 #include "stream.cuh"
 
 #include <nccl.h>
@@ -142,16 +143,33 @@ static const char *look(void *context, double deadline) {
 
 // --- making and ending ----------------------------------------------------------------------------------
 
-static void create_comms(CudaCollectives *self, const Communicator *communicator) {
-    ncclUniqueId id = {};
-    if (communicator->rank == 0) NCCL_CHECK(ncclGetUniqueId(&id));
-    communicator_broadcast(communicator, &id, sizeof(id), "starting NCCL");
+static void create_comms(CudaCollectives *self, const Communicator *communicator, ncclUniqueId id) {
     NCCL_CHECK(ncclCommInitRank(&self->comms[GROUP_WORLD], communicator->size, id, communicator->rank));
     // Only context-parallel ranks have something to tell one another apart from the others.
     const Group context = communicator->groups[GROUP_CONTEXT];
     if (context.size > 1)
         NCCL_CHECK(ncclCommSplit(self->comms[GROUP_WORLD], communicator->groups[GROUP_DATA].rank,
                                  context.rank, &self->comms[GROUP_CONTEXT], NULL));
+}
+
+// Each kind once: NCCL takes memory for a connection when it is first used, and what it takes later would be
+// missing in the plan of the rest.
+static void connect_all(Collectives *collectives) {
+    const Communicator *communicator = collectives->communicator;
+    const size_t bytes = (size_t)1 << 20;
+    char *buffer;
+    CUDA_CHECK(cudaMalloc(&buffer, bytes * (size_t)communicator->size));
+    CUDA_CHECK(cudaMemset(buffer, 0, bytes * (size_t)communicator->size));
+    reduce_scatter(collectives, GROUP_WORLD, buffer, (int64_t)(bytes / sizeof(float)), "starting NCCL");
+    all_gather(collectives, GROUP_WORLD, buffer, bytes, "starting NCCL");
+    const Group context = communicator->groups[GROUP_CONTEXT];
+    if (context.size > 1) {
+        const Message next = {buffer, bytes, (context.rank + 1) % context.size};
+        const Message previous = {buffer + bytes, bytes, (context.rank + context.size - 1) % context.size};
+        exchange(collectives, GROUP_CONTEXT, &next, 1, &previous, 1, "starting NCCL");
+    }
+    CUDA_CHECK(cudaStreamSynchronize(cuda_collectives(collectives)->stream));
+    CUDA_CHECK(cudaFree(buffer));
 }
 
 static void destroy(Collectives *collectives) {
@@ -194,6 +212,12 @@ Collectives *cuda_collectives_create(Device *device, const Communicator *communi
         CUDA_CHECK(cudaEventCreateWithFlags(&queued.begun, cudaEventDisableTiming));
         CUDA_CHECK(cudaEventCreateWithFlags(&queued.ended, cudaEventDisableTiming));
     }
-    create_comms(self, communicator);
+    ncclUniqueId id = {};
+    if (communicator->rank == 0) NCCL_CHECK(ncclGetUniqueId(&id));
+    communicator_broadcast(communicator, &id, sizeof(id), "starting NCCL");
+    watchdog_enter("starting NCCL");
+    create_comms(self, communicator, id);
+    connect_all(collectives);
+    watchdog_leave();
     return collectives;
 }
