@@ -39,7 +39,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 HELP_OPTIONS = """train-data val-data seed model vocab-size dim layers heads kv-heads ffn-dim rope-theta norm-eps
     seq-len batch-size global-batch selection levels pool topk topk-tile scorer dense-layers steps lr warmup-steps
-    lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume async-save on-save-error verify-checkpoint val-every
+    lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume val-every
     val-batches val-selection log-every device recompute plan deterministic cp zero collective-timeout async-save
     on-save-error verify-checkpoint max-nonfinite skip-outliers outlier-window time-limit help""".split()
 
@@ -57,12 +57,6 @@ def test(function):
     """Registers a test. It is called with a fresh directory of its own, which is the working directory."""
     tests.append(function)
     return function
-
-
-def parallel_test(function):
-    """Registers a test that starts several processes, if this program can be."""
-    linked = subprocess.run(["ldd", PROGRAM], capture_output=True, text=True).stdout
-    return test(function) if shutil.which("mpirun") and "libmpi" in linked else function
 
 
 def check(holds, message):
@@ -854,6 +848,62 @@ def a_process_that_stands_still_is_noticed():
         check(" in: " in error and "--collective-timeout 5" in error, f"no phase is named: {said}")
 
 
+def optimizer_files(checkpoint):
+    return [name for name in sorted(os.listdir(checkpoint)) if name.startswith("optimizer-")]
+
+
+def check_same_tensors(a, b):
+    for name in sorted(set(os.listdir(a)) | set(os.listdir(b))):
+        if name.endswith(".safetensors"):
+            check(read_file(os.path.join(a, name)) == read_file(os.path.join(b, name)), f"{a} and {b} differ in {name}")
+
+
+@test
+def resumed_processes_end_in_the_same_bytes():
+    make_noise()
+    train_together(4, steps=4, zero=1, cp=2, out="whole")
+    train_together(4, steps=2, zero=1, cp=2, out="sharded")
+    check_equal("files", optimizer_files(checkpoint(2, "sharded")),
+                [f"optimizer-{rank:05}-of-00004.safetensors" for rank in range(4)])
+    for copy in ("unsharded", "three"):
+        shutil.copytree("sharded", copy)
+    resume_together(4, steps=4, out="sharded")
+    resume_together(4, steps=4, out="unsharded", zero=0)
+    for out in ("sharded", "unsharded"):
+        check_same_tensors(checkpoint(4, "whole"), checkpoint(4, out))
+    resume_together(3, steps=4, out="three", global_batch=3, cp=1)
+    check_equal("files", optimizer_files(checkpoint(4, "three")),
+                [f"optimizer-{rank:05}-of-00003.safetensors" for rank in range(3)])
+    for out in ("whole", "three"):
+        finish([PROGRAM, "--verify-checkpoint", checkpoint(4, out)])
+
+
+@test
+def what_fails_or_dies_on_one_rank_costs_no_checkpoint():
+    finish(["make", "-s", "-C", ROOT, "build/fail_io.so"])
+    make_noise()
+    options = {"save_every": 1, "zero": 1, "keep": 1, "global_batch": 2}
+    train_together(2, steps=3, out="whole", **options)
+    train_together(2, steps=2, out="good", **options)
+    # Rank 1 opens, writes twice, syncs and closes one file; rank 0's calls are those of a single process.
+    for kind, rank, call in (("EIO", 1, 3), ("ENOSPC", 0, 12), ("EIO", 0, 30), ("kill", 1, 2), ("kill", 0, 12),
+                             ("kill", 0, 30)):
+        shutil.rmtree("out", ignore_errors=True)
+        shutil.copytree("good", "out")
+        command = mpirun(2, [PROGRAM, "--device", "cpu", "--resume", "latest", "--steps", "3"])
+        done = subprocess.run(command, env=failing_disk(kind, call) | {"FAIL_IO_RANK": str(rank)}, capture_output=True,
+                              text=True)
+        said = f"{kind} in call {call} of rank {rank}: {done.stderr}"
+        check(done.returncode != 0, said)
+        if kind != "kill":
+            errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            check(len(errors) == 1 and f"saving a checkpoint: rank {rank}: cannot " in errors[0], said)
+            check(not [name for name in os.listdir("out") if name.endswith(".tmp")], said)
+        again = resume_together(2, steps=3)
+        check("damaged" not in again.stderr, f"{said}, and then: {again.stderr}")
+        check_same_tensors(checkpoint(3), checkpoint(3, "whole"))
+
+
 # --- being asked to stop -----------------------------------------------------------------------------------------------
 
 
@@ -1396,87 +1446,6 @@ def a_checkpoint_is_verified():
             check_refused([PROGRAM, "--verify-checkpoint", checkpoint(4)], checkpoint(4), "not a good checkpoint", name)
         write_file(path, good)
     check_refused([PROGRAM, "--verify-checkpoint", "out"], "out", "manifest.json")
-
-
-# --- checkpoints of several processes --------------------------------------------------------------------------------
-
-
-def processes(count, command, environment=None):
-    """Starts the command in several processes on the cores there are; none may spin while another has work."""
-    launcher = ["mpirun", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-np", str(count)]
-    environment = (environment or os.environ) | {"OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-                                                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True)
-
-
-def check_processes(count, command):
-    done = processes(count, command)
-    check(done.returncode == 0, f"{count} x {' '.join(command)}\nended with {done.returncode}: {done.stderr}")
-    return done
-
-
-def resume_command(out, **options):
-    return [PROGRAM, *to_flags({"device": DEVICE, "out": out, "resume": "latest"} | options)]
-
-
-def optimizer_files(checkpoint):
-    return [name for name in sorted(os.listdir(checkpoint)) if name.startswith("optimizer-")]
-
-
-def check_same_tensors(a, b):
-    for name in sorted(set(os.listdir(a)) | set(os.listdir(b))):
-        if name.endswith(".safetensors"):
-            check(read_file(os.path.join(a, name)) == read_file(os.path.join(b, name)), f"{a} and {b} differ in {name}")
-
-
-@parallel_test
-def several_processes_resume_to_the_same_bytes():
-    make_shards()
-    options = {"batch_size": 1, "global_batch": 4, "save_every": 2}
-    check_processes(4, command_line(**options, steps=4, zero=1, out="whole"))
-    check_processes(4, command_line(**options, steps=2, zero=1, out="halves"))
-    for copy in ("other", "one", "three"):
-        shutil.copytree("halves", copy)
-    check_equal("files", optimizer_files(checkpoint(2, "halves")),
-                [f"optimizer-{rank:05}-of-00004.safetensors" for rank in range(4)])
-    check_processes(4, resume_command("halves", steps=4))
-    check_processes(4, resume_command("other", steps=4, zero=0))
-    check_same_tensors(checkpoint(4, "whole"), checkpoint(4, "halves"))
-    check_same_tensors(checkpoint(4, "whole"), checkpoint(4, "other"))
-    # Any other number of processes goes on with it, and with what another number left.
-    finish(resume_command("one", steps=4))
-    check_processes(3, resume_command("three", steps=4, global_batch=3))
-    check_equal("files", optimizer_files(checkpoint(4, "three")),
-                [f"optimizer-{rank:05}-of-00003.safetensors" for rank in range(3)])
-    check_processes(2, resume_command("three", steps=5, global_batch=4, zero=1))
-    for path in (checkpoint(4, "one"), checkpoint(4, "three"), checkpoint(5, "three")):
-        finish([PROGRAM, "--verify-checkpoint", path])
-    losses = [read_metrics(out)[3]["loss"] for out in ("whole", "one")]
-    check(math.isclose(*losses, rel_tol=1e-4), f"losses {losses}")
-
-
-@parallel_test
-def what_fails_or_dies_on_one_rank_costs_no_checkpoint():
-    finish(["make", "-s", "-C", ROOT, "build/fail_io.so"])
-    make_shards()
-    options = {"batch_size": 1, "global_batch": 2, "save_every": 1, "zero": 1, "keep": 1}
-    check_processes(2, command_line(**options, steps=3, out="whole"))
-    check_processes(2, command_line(**options, steps=2, out="good"))
-    # Rank 1 opens, writes twice, syncs and closes one file; rank 0's calls are those of a single process.
-    for kind, rank, call in (("EIO", 1, 3), ("ENOSPC", 0, 12), ("EIO", 0, 30), ("kill", 1, 2), ("kill", 0, 12),
-                             ("kill", 0, 30)):
-        shutil.rmtree("out", ignore_errors=True)
-        shutil.copytree("good", "out")
-        environment = failing_disk(kind, call) | {"FAIL_IO_RANK": str(rank)}
-        done = processes(2, resume_command("out", steps=3), environment)
-        said = f"{kind} in call {call} of rank {rank}: {done.stderr}"
-        check(done.returncode != 0, said)
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        check(kind == "kill" or (len(errors) == 1 and f"saving a checkpoint: rank {rank}: cannot " in errors[0]), said)
-        check(kind == "kill" or not [name for name in os.listdir("out") if name.endswith(".tmp")], said)
-        again = check_processes(2, resume_command("out", steps=3))
-        check("damaged" not in again.stderr, f"{said}, and then: {again.stderr}")
-        check_same_tensors(checkpoint(3), checkpoint(3, "whole"))
 
 
 # --- what the program says -------------------------------------------------------------------------------------------
