@@ -93,9 +93,11 @@ static int32_t *allocate_tokens(int64_t count) {
 
 static void open_data(Run *run) {
     const Options *o = &run->options;
-    run->train = dataset_open("--train-data", o->train_data, o->seq_len, o->config.vocab_size);
+    const bool first = run->communicator.local_rank == 0; // one process of each host reads all tokens
+    run->train = dataset_open("--train-data", o->train_data, o->seq_len, o->config.vocab_size, first);
     if (o->val_data[0] && o->val_every > 0)
-        run->validation = dataset_open("--val-data", o->val_data, o->seq_len, o->config.vocab_size);
+        run->validation = dataset_open("--val-data", o->val_data, o->seq_len, o->config.vocab_size, first);
+    communicator_barrier(&run->communicator, "the check of the data");
     run->inputs = allocate_tokens(o->batch_size * tokens_here(run));
     run->targets = allocate_tokens(o->batch_size * tokens_here(run));
     run->whole_inputs = allocate_tokens(o->seq_len);

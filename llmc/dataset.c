@@ -94,7 +94,8 @@ static void check_tokens(const char *option, const Shard *shard, int descriptor,
     free(block);
 }
 
-static Shard open_shard(const char *option, const char *path, int64_t seq_len, int64_t vocab_size) {
+static Shard open_shard(const char *option, const char *path, int64_t seq_len, int64_t vocab_size,
+                        bool check_all) {
     Shard shard = {.path = format_string("%s", path)};
     struct stat status;
     const int descriptor = open(path, O_RDONLY | O_CLOEXEC);
@@ -109,14 +110,15 @@ static Shard open_shard(const char *option, const char *path, int64_t seq_len, i
     if (got != HEADER_BYTES) cannot_read(option, &shard, max_i64(got, 0), got);
     parse_header(option, &shard, header);
     check_size(option, &shard, status.st_size);
-    check_tokens(option, &shard, descriptor, vocab_size);
+    if (check_all) check_tokens(option, &shard, descriptor, vocab_size);
     close(descriptor);
     shard.samples =
         max_i64(shard.tokens - 1, 0) / seq_len; // the last target of a sample is one token further
     return shard;
 }
 
-Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, int64_t vocab_size) {
+Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, int64_t vocab_size,
+                     bool check_all) {
     glob_t found;
     const int outcome = glob(pattern, 0, NULL, &found);
     if (outcome == GLOB_NOMATCH) fatal("%s: no file matches %s", option, pattern);
@@ -125,11 +127,12 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
     dataset.shards = (Shard *)host_allocate(found.gl_pathc, sizeof(Shard), "the list of shards");
     int64_t longest = 0;
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        Shard shard = open_shard(option, found.gl_pathv[i], seq_len, vocab_size);
+        Shard shard = open_shard(option, found.gl_pathv[i], seq_len, vocab_size, check_all);
         longest = max_i64(longest, shard.tokens);
         if (shard.samples == 0) {
-            warning("%s: %s is skipped: it has %ld tokens, and a sample of --seq-len %ld needs %ld", option,
-                    shard.path, (long)shard.tokens, (long)seq_len, (long)seq_len + 1);
+            if (check_all) // several processes need not all say so
+                warning("%s: %s is skipped: it has %ld tokens, and a sample of --seq-len %ld needs %ld",
+                        option, shard.path, (long)shard.tokens, (long)seq_len, (long)seq_len + 1);
             free(shard.path);
             continue;
         }

@@ -27,11 +27,12 @@ typedef struct {
     int64_t tokens;  // over all shards
 } Dataset;
 
-// Opens every file that `pattern` (a glob) matches and validates it whole before returning: magic, version,
-// size against count, every token below vocab_size. Fails with one line that names `option`, the file and the
-// position of what is wrong. A shard shorter than one sample is skipped with a warning; no sample at all is
-// an error.
-Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, int64_t vocab_size);
+// Opens every file that `pattern` (a glob) matches and validates it before returning: magic, version, size
+// against count, and with check_all, which reads it whole, every token below vocab_size. Fails with one line
+// that names `option`, the file and the position of what is wrong. A shard shorter than one sample is skipped
+// with a warning; no sample at all is an error.
+Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, int64_t vocab_size,
+                     bool check_all);
 void dataset_close(Dataset *dataset);
 
 // inputs int32[seq_len] and targets int32[seq_len] of one sample. A file that vanished or shrank since it was

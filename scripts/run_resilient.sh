@@ -57,7 +57,7 @@ failures=0
 best=$(newest_step "$out")
 for ((try = 1; ; try++)); do
     find_place "$out"
-    say "try $try starts ${best:+from step $best}${best:-anew}"
+    say "try $try starts $([ -n "$best" ] && echo "from step $best" || echo anew)"
     status=0
     run_stoppable "$@" "${place[@]}" || status=$?
     step=$(newest_step "$out")

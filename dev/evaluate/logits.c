@@ -55,7 +55,7 @@ int main(int argc, char **argv) {
     const TrainingState state = training_state(&training);
     checkpoint_load(&checkpoint, &state);
 
-    Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size);
+    Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size, true);
     int32_t *inputs = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
     int32_t *targets = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
     dataset_read(&data, 0, inputs, targets);

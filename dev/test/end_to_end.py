@@ -153,7 +153,7 @@ class Running:
 
     def __init__(self, command, environment=None):
         self.command = command
-        self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        self.files = [tempfile.NamedTemporaryFile("w") for _ in range(2)]
         # Where the tests run in the background, SIGINT is ignored, and would be in the command.
         self.process = subprocess.Popen(command, stdout=self.files[0], stderr=self.files[1], env=environment,
                                         stdin=subprocess.DEVNULL, start_new_session=True,
@@ -169,11 +169,7 @@ class Running:
 
     def said(self):
         """What is on its standard output and its standard error until now."""
-        texts = []
-        for file in self.files:
-            file.seek(0)
-            texts.append(file.read())
-        return texts
+        return [read_file(file.name).decode() for file in self.files]
 
     def send(self, number):
         self.process.send_signal(number)
@@ -461,6 +457,28 @@ def check_kills(kills, seed, progress=lambda killed: None):
 @test
 def runs_killed_while_they_save_leave_good_checkpoints():
     check_kills(20, seed=random.randrange(10**9))
+
+
+@test
+def a_run_that_is_asked_to_stop_resumes_to_the_same_bytes():
+    make_shards()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        out = number.name
+        with Running(command_line(steps=100000, seq_len=16, out=out)) as run:
+            wait_until(lambda: "step 2/" in run.said()[0], "the second step")
+            run.send(number)
+            code = run.wait()
+            said = run.said()
+            check_equal(f"exit code; {said[1]}", code, 75)
+            check(f"stopped by {out} after step " in said[0], said[0])
+        check_equal("checkpoints", steps_kept(out), [read_metrics(out)[-1]["step"]])
+    last = steps_kept("SIGTERM")[0] + 2
+    resume(out="SIGTERM", steps=last)
+    train(steps=last, seq_len=16, out="whole")
+    check_same_checkpoint(checkpoint(last, "SIGTERM"), checkpoint(last, "whole"))
+    done = subprocess.run(command_line(steps=100000, time_limit=0.001), capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 75)
+    check("stopped by the time limit after step " in done.stdout, done.stdout)
 
 
 @test
@@ -801,12 +819,12 @@ def what_does_not_fit_the_processes_is_refused_once():
 @test
 def data_that_one_process_cannot_read_is_refused_in_its_name():
     make_noise()
-    write_shard("bad.bin", as_tokens(make_text(20))[:500] + [264])
+    write_shard("bad.bin", as_tokens(make_text(20))[:500], count=600)
     write_script("start", f"""#!/bin/sh
 if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then set -- "$@" --train-data bad.bin; fi
 exec '{PROGRAM}' "$@"
 """)
-    check_refused_together(4, ["./start", *command_line(**PARALLEL)[1:]], "rank 1", "bad.bin", "500", "264")
+    check_refused_together(4, ["./start", *command_line(**PARALLEL)[1:]], "rank 1", "bad.bin", "600")
 
 
 @test
@@ -846,6 +864,15 @@ def a_process_that_stands_still_is_noticed():
         error = next((line for line in said.splitlines() if line.startswith("error: ")), "")
         check(error.startswith("error: rank 0: stuck: waiting for other ranks"), said)
         check(" in: " in error and "--collective-timeout 5" in error, f"no phase is named: {said}")
+
+
+def check_goes_on_as_one(go_on):
+    """A run that stopped has its last step as checkpoint, and goes on from there as one process would have."""
+    stopped = read_metrics()[-1]["step"]
+    check_equal("checkpoints", steps_kept(), [stopped])
+    go_on(stopped + 2)
+    train(out="one", steps=stopped + 2, **PARALLEL)
+    check_close_losses("out", "one")
 
 
 def optimizer_files(checkpoint):
@@ -1072,6 +1099,21 @@ esac
     check_equal("tries", starts, [f"run_resilient: try {number} starts" for number in (1, 2, 3)])
 
 
+@test
+def a_run_that_is_kept_going_saves_when_it_is_asked_to_stop():
+    def command(steps):
+        return script("run_resilient.sh", "--out", "out", *script("mpirun_one_node.sh", "-n", "2"),
+                      *command_line(**PARALLEL, cp=2, steps=steps)[1:])
+
+    make_noise()
+    with Running(command(100000)) as run:
+        wait_until(lambda: "step 2/" in run.said()[0], "the second step")
+        run.send(signal.SIGTERM)
+        code = run.wait()
+        check_equal(f"exit code; {run.said()}", code, 75)
+    check_goes_on_as_one(lambda steps: finish(command(steps)))
+
+
 # A try takes its line of the file `plan`: the step of its checkpoint (or -) and its exit code, or "asked" for one that runs
 # until it is asked to stop.
 FAKE_TRAINER = """#!/bin/bash
@@ -1130,14 +1172,16 @@ def a_signal_stops_a_run_that_is_kept_going():
         with Running(resilient("2 1", "4 asked", "6 0")) as run:
             wait_until(lambda: os.path.exists("running"), "the second try")
             run.send(number)
-            check_equal(f"exit code after {number.name}; {run.said()[1]}", run.wait(), 75)
+            code = run.wait()
+            check_equal(f"exit code after {number.name}; {run.said()[1]}", code, 75)
             check(number.name in run.said()[1], f"{number.name} is not named: {run.said()[1]}")
         check_equal("latest", read_file("out/latest"), b"step_00000009\n")
         check_calls(2)
     with Running(resilient("2 1", "4 0", wait="600")) as run:
         wait_until(lambda: "again in 600 seconds" in run.said()[1], "the wait between tries")
         run.send(signal.SIGTERM)
-        check_equal(f"exit code; {run.said()[1]}", run.wait(), 75)
+        code = run.wait()
+        check_equal(f"exit code; {run.said()[1]}", code, 75)
     check_calls(1)
 
 

@@ -64,7 +64,7 @@ static void test_samples(void *argument) {
         free(path);
     }
     char *pattern = format_string("%s/shard_*.bin", directory);
-    Dataset dataset = dataset_open("--train-data", pattern, seq_len, 200000);
+    Dataset dataset = dataset_open("--train-data", pattern, seq_len, 200000, true);
     check(dataset.shard_count == 3, "%d shards", dataset.shard_count);
     check(dataset.samples == samples[0] + samples[1] + samples[2], "%ld samples", (long)dataset.samples);
     check(dataset.tokens == counts[0] + counts[1] + counts[2], "%ld tokens", (long)dataset.tokens);
@@ -126,7 +126,7 @@ typedef struct {
 
 static void open_and_close(void *argument) {
     const OpenCall *call = (const OpenCall *)argument;
-    Dataset dataset = dataset_open("--train-data", call->pattern, call->seq_len, call->vocab_size);
+    Dataset dataset = dataset_open("--train-data", call->pattern, call->seq_len, call->vocab_size, true);
     dataset_close(&dataset);
 }
 
@@ -229,7 +229,7 @@ static void test_short_shards(void *unused) {
     write_shard(path, 2, tokens, 101, no_fault);
     call.seq_len = 100;
     check_dies(open_and_die, &call, skipped);
-    Dataset dataset = dataset_open("--train-data", pattern, 100, 300);
+    Dataset dataset = dataset_open("--train-data", pattern, 100, 300, true);
     check(dataset.samples == 1 && dataset.shard_count == 1, "%ld samples in %d shards", (long)dataset.samples,
           dataset.shard_count);
     dataset_close(&dataset);
@@ -251,7 +251,7 @@ static void test_changed_after_opening(void *unused) {
     char *path = format_string("%s/shard", test_directory());
     uint32_t *tokens = random_tokens(1001, 300);
     write_shard(path, 4, tokens, 1001, no_fault);
-    Dataset dataset = dataset_open("--train-data", path, 100, 300);
+    Dataset dataset = dataset_open("--train-data", path, 100, 300, true);
     read_last_sample(&dataset);
     const int64_t size = HEADER_BYTES + 950 * 4;
     check(truncate(path, size) == 0, "cannot truncate %s", path);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on two hosts: network namespaces of this machine, with addresses, names, process ids and an sshd of their own and a
-# link between them. Compares with one process; then a host dies, and the link is cut. Ends with "N passed, N failed".
+# link between them. Compares with one process; then the run is asked to stop, a host dies, and the link is cut. Ends with "N passed, N failed".
 #
 #   dev/test/two_hosts.sh
 #
@@ -159,17 +159,30 @@ trains_as_one() { # OUT OPTION…
         grep -q "processes: 4" "$dir/log" && same_losses "$out" "$dir/one" >> "$dir/log" 2>&1
 }
 
-# A run that something happens to once it has a checkpoint has to end in a minute, with neither 0 nor 75, and say the words.
-ends_badly() { # OUT WHAT WORDS OPTION…
-    local out=$dir/$1 what=$2 words=$3 code=0 trouble=
-    shift 3
+# Trains until something is done to the run after its first checkpoint; it has to end in a minute. Sets `code`.
+interrupt() { # OUT WHAT OPTION…
+    local out=$dir/$1 what=$2 trouble=
+    shift 2
     (train_on_hosts --out "$out" --steps 100000 --save-every 5 "$@") > "$dir/log" 2>&1 &
     started[run]=$!
     if wait_until 60 test -f "$out/latest"; then $what; else trouble="no checkpoint after a minute"; fi
     wait_until 60 has_ended run || trouble=${trouble:-it still runs after a minute}
+    code=0
     shut_down run || code=$?
     echo "it ended with exit code $code${trouble:+: $trouble}" >> "$dir/log"
-    [ -z "$trouble" ] && [ $code -ne 0 ] && [ $code -ne 75 ] && grep -q "$words" "$dir/log"
+    [ -z "$trouble" ]
+}
+
+ends_badly() { # OUT WHAT WORDS OPTION…
+    local out=$1 what=$2 words=$3
+    shift 3
+    interrupt "$out" "$what" "$@" && [ $code -ne 0 ] && [ $code -ne 75 ] && grep -q "$words" "$dir/log"
+}
+
+is_preempted() { # OUT OPTION…
+    local out=$1
+    shift
+    interrupt "$out" ask_to_stop "$@" && [ $code -eq 75 ] && grep -q "^stopped by SIGUSR1" "$dir/log"
 }
 
 goes_on_alone() { # OUT
@@ -178,6 +191,7 @@ goes_on_alone() { # OUT
             --steps $((10#$(sed 's/step_//' "$dir/$1/latest") + 2)) >> "$dir/log" 2>&1
 }
 
+ask_to_stop() { pkill -TERM -P "${started[run]}"; }
 power_off() { shut_down "$b" || true; }
 cut_link() { ip -n "$b" link set link0 down; }
 
@@ -191,6 +205,10 @@ report "sequences shared within each host" $result
 result=0; trains_as_one across --cp 4 || result=1
 report "sequences shared across the hosts" $result
 
+result=0; is_preempted asked --cp 2 --zero 1 || result=1
+report "a run on both that is asked to stop saves" $result
+result=0; goes_on_alone asked || result=1
+report "it goes on from there" $result
 result=0; ends_badly dead power_off "$(address "$b")" --cp 2 --zero 1 || result=1
 report "a run on a host that dies ends and names it" $result
 result=0; goes_on_alone dead || result=1

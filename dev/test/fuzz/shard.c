@@ -16,7 +16,7 @@ typedef struct {
 
 static void read_all(void *argument) {
     const Input *input = (const Input *)argument;
-    Dataset dataset = dataset_open("--train-data", input->path, input->seq_len, input->vocab_size);
+    Dataset dataset = dataset_open("--train-data", input->path, input->seq_len, input->vocab_size, true);
     int32_t inputs[MOST_SEQ_LEN], targets[MOST_SEQ_LEN];
     for (int64_t sample = 0; sample < dataset.samples; sample++) {
         dataset_read(&dataset, sample, inputs, targets);
