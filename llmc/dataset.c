@@ -74,6 +74,12 @@ NORETURN static void cannot_read(const char *option, const Shard *shard, int64_t
           got < 0 ? strerror(errno) : "the file ends there");
 }
 
+NORETURN static void bad_token(const char *option, const Shard *shard, int64_t position, uint32_t token,
+                               int64_t vocab_size) {
+    fatal("%s: token %ld of %s is %u; with --vocab-size %ld tokens are 0 to %ld", option, (long)position,
+          shard->path, token, (long)vocab_size, (long)vocab_size - 1);
+}
+
 static void check_tokens(const char *option, const Shard *shard, int descriptor, int64_t vocab_size) {
     if (shard->token_bytes == 2 && vocab_size > UINT16_MAX) return;
     const int64_t block_tokens = min_i64(BLOCK_BYTES / shard->token_bytes, shard->tokens);
@@ -87,9 +93,7 @@ static void check_tokens(const char *option, const Shard *shard, int descriptor,
         if (largest_token(block, shard->token_bytes, count) < vocab_size) continue;
         int64_t bad = 0;
         while (token_at(block, shard->token_bytes, bad) < vocab_size) bad++;
-        fatal("%s: token %ld of %s is %u; with --vocab-size %ld tokens are 0 to %ld", option,
-              (long)(first + bad), shard->path, token_at(block, shard->token_bytes, bad), (long)vocab_size,
-              (long)vocab_size - 1);
+        bad_token(option, shard, first + bad, token_at(block, shard->token_bytes, bad), vocab_size);
     }
     free(block);
 }
@@ -123,7 +127,7 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
     const int outcome = glob(pattern, 0, NULL, &found);
     if (outcome == GLOB_NOMATCH) fatal("%s: no file matches %s", option, pattern);
     if (outcome != 0) fatal("%s: cannot look for %s: %s", option, pattern, strerror(errno));
-    Dataset dataset = {.option = option, .seq_len = seq_len};
+    Dataset dataset = {.option = option, .seq_len = seq_len, .vocab_size = vocab_size};
     dataset.shards = (Shard *)host_allocate(found.gl_pathc, sizeof(Shard), "the list of shards");
     int64_t longest = 0;
     for (size_t i = 0; i < found.gl_pathc; i++) {
@@ -180,7 +184,10 @@ void dataset_read(const Dataset *dataset, int64_t sample, int32_t *inputs, int32
         const int64_t got = descriptor < 0 ? -1 : file_read(descriptor, block, (size_t)bytes, offset);
         if (got != bytes) cannot_read(dataset->option, shard, offset + max_i64(got, 0), got);
         for (int64_t i = 0; i < count; i++) {
-            const int32_t token = (int32_t)token_at(block, shard->token_bytes, i);
+            const uint32_t found = token_at(block, shard->token_bytes, i);
+            if (found >= dataset->vocab_size)
+                bad_token(dataset->option, shard, first_token + done + i, found, dataset->vocab_size);
+            const int32_t token = (int32_t)found;
             if (done + i < dataset->seq_len) inputs[done + i] = token;
             if (done + i > 0) targets[done + i - 1] = token;
         }

@@ -22,7 +22,7 @@ typedef struct {
     const char *option; // that named the shards, for messages
     Shard *shards;      // sorted by path
     int shard_count;
-    int64_t seq_len;
+    int64_t seq_len, vocab_size;
     int64_t samples; // over all shards
     int64_t tokens;  // over all shards
 } Dataset;
@@ -35,8 +35,8 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
                      bool check_all);
 void dataset_close(Dataset *dataset);
 
-// inputs int32[seq_len] and targets int32[seq_len] of one sample. A file that vanished or shrank since it was
-// opened is a failure that names the file and the offset.
+// inputs int32[seq_len] and targets int32[seq_len] of one sample. A file that vanished, shrank or cannot be
+// read, or a token beyond the vocabulary, is a failure that names the file and the place.
 void dataset_read(const Dataset *dataset, int64_t sample, int32_t *inputs, int32_t *targets);
 
 // Which sample stands at `position` (0, 1, 2, …, without end) of the training order: every epoch holds each

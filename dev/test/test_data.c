@@ -253,7 +253,12 @@ static void test_changed_after_opening(void *unused) {
     write_shard(path, 4, tokens, 1001, no_fault);
     Dataset dataset = dataset_open("--train-data", path, 100, 300, true);
     read_last_sample(&dataset);
+    const Fault changed = {NO_PATCH, 0, 930, 300, 0};
+    write_shard(path, 4, tokens, 1001, changed);
+    char *beyond = format_string("token 930 of %s is 300; with --vocab-size 300 tokens are 0 to 299", path);
+    check_dies(read_last_sample, &dataset, beyond);
     const int64_t size = HEADER_BYTES + 950 * 4;
+    write_shard(path, 4, tokens, 1001, no_fault);
     check(truncate(path, size) == 0, "cannot truncate %s", path);
     char *ends = format_string("cannot read %s at byte %ld: the file ends there", path, (long)size);
     check_dies(read_last_sample, &dataset, ends);
@@ -261,6 +266,7 @@ static void test_changed_after_opening(void *unused) {
     char *gone = format_string("cannot read %s at byte %d: No such file", path, HEADER_BYTES + 900 * 4);
     check_dies(read_last_sample, &dataset, gone);
     dataset_close(&dataset);
+    free(beyond);
     free(gone);
     free(ends);
     free(path);
