@@ -1150,8 +1150,14 @@ def check_calls(tries):
 @test
 def a_run_without_progress_is_given_up():
     # Progress and preemptions count as no failure.
-    finish(resilient("2 1", "2 139", "4 1", "4 1", "4 75", "4 75", "6 1", "6 1", "8 0"))
+    said = finish(resilient("2 1", "2 139", "4 1", "4 1", "4 75", "4 75", "6 1", "6 1", "8 0")).stderr.splitlines()
     check_calls(9)
+    check_equal("events", said[:4], [
+        "run_resilient: try 1 starts anew",
+        "run_resilient: try 1 ended with exit code 1, the newest checkpoint has step 2: again in 0 seconds",
+        "run_resilient: try 2 starts from step 2",
+        "run_resilient: try 2 ended with exit code 139, the newest checkpoint has step 2: again in 0 seconds"])
+    check_equal("lines", (len(said), said[-1]), (18, "run_resilient: done"))
     done = subprocess.run(resilient("2 1", "2 1", "2 3", "2 0"), capture_output=True, text=True)
     check_equal(f"exit code; {done.stderr}", done.returncode, 3)
     check_calls(3)
