@@ -460,28 +460,6 @@ def runs_killed_while_they_save_leave_good_checkpoints():
 
 
 @test
-def a_run_that_is_asked_to_stop_resumes_to_the_same_bytes():
-    make_shards()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        out = number.name
-        with Running(command_line(steps=100000, seq_len=16, out=out)) as run:
-            wait_until(lambda: "step 2/" in run.said()[0], "the second step")
-            run.send(number)
-            code = run.wait()
-            said = run.said()
-            check_equal(f"exit code; {said[1]}", code, 75)
-            check(f"stopped by {out} after step " in said[0], said[0])
-        check_equal("checkpoints", steps_kept(out), [read_metrics(out)[-1]["step"]])
-    last = steps_kept("SIGTERM")[0] + 2
-    resume(out="SIGTERM", steps=last)
-    train(steps=last, seq_len=16, out="whole")
-    check_same_checkpoint(checkpoint(last, "SIGTERM"), checkpoint(last, "whole"))
-    done = subprocess.run(command_line(steps=100000, time_limit=0.001), capture_output=True, text=True)
-    check_equal(f"exit code; {done.stderr}", done.returncode, 75)
-    check("stopped by the time limit after step " in done.stdout, done.stdout)
-
-
-@test
 def a_resume_drops_the_metrics_of_steps_it_does_again():
     make_shards()
     train(steps=6, save_every=4)
@@ -1150,8 +1128,14 @@ def check_calls(tries):
 @test
 def a_run_without_progress_is_given_up():
     # Progress and preemptions count as no failure.
-    finish(resilient("2 1", "2 139", "4 1", "4 1", "4 75", "4 75", "6 1", "6 1", "8 0"))
+    said = finish(resilient("2 1", "2 139", "4 1", "4 1", "4 75", "4 75", "6 1", "6 1", "8 0")).stderr.splitlines()
     check_calls(9)
+    check_equal("events", said[:4], [
+        "run_resilient: try 1 starts anew",
+        "run_resilient: try 1 ended with exit code 1, the newest checkpoint has step 2: again in 0 seconds",
+        "run_resilient: try 2 starts from step 2",
+        "run_resilient: try 2 ended with exit code 139, the newest checkpoint has step 2: again in 0 seconds"])
+    check_equal("lines", (len(said), said[-1]), (18, "run_resilient: done"))
     done = subprocess.run(resilient("2 1", "2 1", "2 3", "2 0"), capture_output=True, text=True)
     check_equal(f"exit code; {done.stderr}", done.returncode, 3)
     check_calls(3)
