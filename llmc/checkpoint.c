@@ -367,8 +367,9 @@ static bool next_number(const char **text, int64_t *value) {
 
 static bool parse_ranges(Damage *damage, const SafetensorsFile *file, const char *first, const char *count,
                          int64_t total, OptimizerPart *part) {
-    part->ranges =
-        (ElementRange *)host_allocate(strlen(first) + 1, sizeof(ElementRange), "the ranges of a file");
+    size_t most = 1;
+    for (const char *comma = first; (comma = strchr(comma, ',')); comma++) most++;
+    part->ranges = (ElementRange *)host_allocate(most, sizeof(ElementRange), "the ranges of a file");
     while (*first && *count) {
         ElementRange *range = &part->ranges[part->count++];
         if (!next_number(&first, &range->first) || !next_number(&count, &range->count))
