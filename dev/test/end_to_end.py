@@ -1011,6 +1011,22 @@ def a_step_without_finite_values_is_left_out():
 
 
 @test
+def updates_that_stand_out_are_left_out_and_resumed_so():
+    make_shards()
+    options = {"steps": 30, "skip_outliers": 1, "outlier_window": 8, "lr": 1e-2}
+    said = train(out="whole", **options).stderr
+    skipped = [m["step"] for m in read_metrics("whole") if m.get("skipped")]
+    check(0 < len(skipped) < 20 and skipped[0] > 4, f"steps left out: {skipped}")
+    check_equal("warnings", [step for step in range(1, 31) if f"step {step}: " in said], skipped)
+    train(out="without", **options | {"skip_outliers": 0})
+    check_equal("left out without the option", [m["step"] for m in read_metrics("without") if m.get("skipped")], [])
+    train(out="parts", **options | {"steps": skipped[-1] - 1})
+    resume(out="parts", steps=30)
+    check_same_checkpoint(checkpoint(30, "whole"), checkpoint(30, "parts"))
+    check_equal("skipped in all", read_trainer(checkpoint(30, "parts"))["skipped"], len(skipped))
+
+
+@test
 def too_many_steps_without_finite_values_end_the_run():
     make_noise()
     command = command_line(**PARALLEL, steps=100, save_every=2, max_nonfinite=2)
