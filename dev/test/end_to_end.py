@@ -14,6 +14,7 @@ import lzma
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import struct
@@ -1360,6 +1361,25 @@ def a_failing_disk_costs_no_checkpoint_that_training_waits_for():
     prepare_failing_disk()
     errors = fail_at_every_call("full", 1, async_save="off")
     check(errors > 20, f"only {errors} failing calls are noticed")
+
+
+@test
+def a_full_disk_does_not_end_training():
+    make_shards()
+
+    def full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # of each file
+
+    done = subprocess.run(command_line(steps=6, save_every=2), preexec_fn=full_disk, capture_output=True, text=True)
+    check("step 6/6" in done.stdout, f"it did not train to its end: {done.stderr}")
+    check_equal(f"exit code, since the last checkpoint is missing; {done.stderr}", done.returncode, 1)
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    check(sum("metrics.jsonl" in line for line in warnings) == 1, f"one warning of the metrics: {done.stderr}")
+    check(sum("saving a checkpoint" in line for line in warnings) == 2, f"one for each checkpoint: {done.stderr}")
+    check_equal("what lies in --out", os.listdir("out"), ["metrics.jsonl"])
+    check_equal("lines before the disk was full", [json.loads(line)["step"] for line in
+                                                   read_file("out/metrics.jsonl").split(b"\n")[:2]], [1, 2])
 
 
 @test
