@@ -19,7 +19,6 @@ extern "C" {
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 // A run, from the first step to the last.
@@ -40,12 +39,6 @@ typedef struct {
     int32_t *inputs, *targets; // [batch_size, seq_len / cp]
     int32_t *whole_inputs, *whole_targets;
 } Run;
-
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 // --- options, device, data ------------------------------------------------------------------------------
 
@@ -160,7 +153,7 @@ static void build(Run *run, const Checkpoint *checkpoint) {
         guard_restore(&run->guard, checkpoint->guard);
         if (schedule_kind(o->lr_schedule) != SCHEDULE_CONSTANT) {
             const cJSON *steps = cJSON_GetObjectItemCaseSensitive(checkpoint->options, "steps");
-            if (cJSON_IsString(steps) && atoll(steps->valuestring) != o->steps)
+            if (cJSON_IsString(steps) && atoll(steps->valuestring) != o->steps && run->communicator.rank == 0)
                 warning("--steps %ld was %s: the %s schedule changes with it", (long)o->steps,
                         steps->valuestring, o->lr_schedule);
         }
@@ -320,7 +313,7 @@ static void settle_save(Run *run, SaveOutcome outcome, bool last) {
 
 static void save(Run *run) {
     const Options *o = &run->options;
-    const double start = now();
+    const double start = seconds_now();
     settle_save(run, saver_finish(run->saver), false);
     const TrainingState state = training_state(&run->training);
     cJSON *record = options_record(o), *guard = guard_record(&run->guard);
@@ -338,7 +331,7 @@ static void save(Run *run) {
     cJSON_Delete(record);
     cJSON_Delete(guard);
     printf("checkpoint of step %ld: training waited %.2f s for it\n", (long)run->progress.step,
-           now() - start);
+           seconds_now() - start);
 }
 
 static void report_step(Run *run, StepReport *report) {
@@ -393,9 +386,9 @@ static int train(Run *run) {
     while (run->progress.step < o->steps && request == 0) {
         StepReport report;
         memset(&report, 0, sizeof(report));
-        const double start = now();
+        const double start = seconds_now();
         train_step(run, &report);
-        report.seconds = now() - start;
+        report.seconds = seconds_now() - start;
         validate_step(run, &report);
         report_step(run, &report);
         const bool last = run->progress.step == o->steps;
@@ -426,6 +419,7 @@ int main(int argc, char **argv) {
     static Run run; // the plan keeps addresses inside it
     Checkpoint checkpoint;
     run.communicator = communicator_create(&argc, &argv);
+    options_help(argc, argv);
     settle_options(&run, argc, argv, &checkpoint);
     if (run.options.verify_checkpoint[0]) {
         printf("%s\n", checkpoint_verify(run.options.verify_checkpoint));

@@ -36,6 +36,9 @@ char *format_string(const char *format, ...) __attribute__((format(printf, 1, 2)
 // `bytes` as "12.34 GiB" (or MiB, KiB, B) in `text`, which is also returned.
 char *format_bytes(char text[32], double bytes);
 
+// Seconds on a clock that nobody sets.
+double seconds_now(void);
+
 static inline int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }

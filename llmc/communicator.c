@@ -23,9 +23,14 @@ static bool started_by_launcher(void) {
 
 static pid_t running; // this process, while others depend on it; not a child that it forked
 
-// The launcher would notice too, but other ranks may be waiting for this one on other hosts.
-static void abort_all(void) {
-    if (running == getpid()) MPI_Abort(MPI_COMM_WORLD, 1);
+// Of a failure the launcher would know too, but other ranks may be waiting for this one on other hosts.
+static void end(int status, void *unused) {
+    (void)unused;
+    if (running != getpid()) return;
+    if (status == 0)
+        MPI_Finalize();
+    else
+        MPI_Abort(MPI_COMM_WORLD, 1);
 }
 
 static void start_mpi(Communicator *communicator, int *argc, char ***argv) {
@@ -42,7 +47,7 @@ static void start_mpi(Communicator *communicator, int *argc, char ***argv) {
     MPI_Comm_free(&host);
     if (communicator->size == 1) return;
     running = getpid();
-    atexit(abort_all);
+    on_exit(end, NULL);
     errors_name_rank(communicator->rank);
     if (communicator->rank > 0 && !freopen("/dev/null", "w", stdout)) fatal("cannot open /dev/null");
 }

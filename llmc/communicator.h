@@ -24,8 +24,8 @@ typedef struct {
 } Communicator;
 
 // Starts MPI if mpirun or srun started this process; else it is a group of one. From here on only rank 0
-// prints to standard output, errors and warnings of several ranks name theirs, and a process that ends before
-// communicator_destroy ends all.
+// prints to standard output, errors and warnings of several ranks name theirs, and a process that fails
+// before communicator_destroy ends all.
 Communicator communicator_create(int *argc, char ***argv);
 
 // Makes the groups: context groups of `context_size`, which divides the world's size.

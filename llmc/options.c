@@ -268,6 +268,14 @@ static void print_help(void) {
     printf("\n  %-28s this text\n", "--help");
 }
 
+void options_help(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
+        print_help();
+        exit(0);
+    }
+}
+
 // --- parsing --------------------------------------------------------------------------------------------
 
 // The likeliest option meant by a name there is none of: the one with the longest common start.

@@ -53,6 +53,9 @@ typedef struct {
 // would silently break the run. --help prints the table and exits with code 0.
 Options options_parse(int argc, char **argv, const struct cJSON *recorded);
 
+// Prints the table and exits with code 0 if the command line asks for --help.
+void options_help(int argc, char **argv);
+
 LighthouseSettings options_lighthouse(const Options *options);
 GuardSettings options_guard(const Options *options);
 

@@ -1,17 +1,10 @@
 #include "preemption.h"
 
 #include <signal.h>
-#include <time.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t requested;
 static double limit_end; // on the monotonic clock; 0: none
-
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 static void ask(int signal) {
     if (requested) _exit(128 + signal); // as a shell says that a signal ended it
@@ -24,12 +17,12 @@ void preemption_watch(double limit_minutes) {
     action.sa_handler = ask;
     action.sa_flags = SA_RESTART;
     for (size_t i = 0; i < COUNT_OF(signals); i++) sigaction(signals[i], &action, NULL);
-    if (limit_minutes > 0) limit_end = now() + 60 * limit_minutes;
+    if (limit_minutes > 0) limit_end = seconds_now() + 60 * limit_minutes;
 }
 
 int preemption_requested(void) {
     if (requested) return requested;
-    return limit_end > 0 && now() >= limit_end ? SIGALRM : 0;
+    return limit_end > 0 && seconds_now() >= limit_end ? SIGALRM : 0;
 }
 
 const char *preemption_name(int request) {

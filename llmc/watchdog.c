@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 // One a process, like the launcher that ends it.
@@ -18,12 +17,6 @@ static struct {
     _Atomic(double) since;
 } watchdog = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 // Without the handlers of exit(): they wait for what does not come.
 NORETURN static void end(void) {
     fflush(NULL);
@@ -35,7 +28,7 @@ static void *watch(void *unused) {
     while (watchdog.runs) {
         sleep(1);
         const char *phase = watchdog.phase;
-        const double waited = now() - watchdog.since;
+        const double waited = seconds_now() - watchdog.since;
         if (phase && watchdog.phase == phase && waited > watchdog.deadline) {
             report_error("stuck: waiting for other ranks for %.0f seconds in: %s (--collective-timeout %.0f)",
                          waited, phase, watchdog.deadline);
@@ -73,7 +66,7 @@ void watchdog_stop(void) {
 }
 
 void watchdog_enter(const char *what) {
-    watchdog.since = now();
+    watchdog.since = seconds_now();
     watchdog.phase = what;
 }
 

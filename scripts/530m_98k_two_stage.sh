@@ -39,6 +39,7 @@ if [ -z "$step" ]; then
 elif [ "$step" -le "$stage1" ]; then # at its end too: should the newest checkpoint be damaged, stage 1 is not cut short
     run_stoppable "${trainer[@]}" "${always[@]}" --resume latest --selection on --steps "$stage1"
 fi
+if [ -n "${stop_signal-}" ]; then exit 75; fi # asked to stop just as stage 1 ended
 step=$(newest_step "$out")
 if [ "$step" -ge "$total" ]; then
     echo "nothing to do: $out has step $step of $total"

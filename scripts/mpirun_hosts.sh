@@ -44,4 +44,4 @@ for name in $(compgen -e); do
     esac
 done
 processes=$(awk '{ n += $1 } END { print n }' <<< "$slots")
-run_stoppable "${mpi[@]}" --hostfile "$hostfile" -np "$processes" "$root/train_lighthouse" "$@"
+run_stoppable "${mpi[@]}" --hostfile "$hostfile" --map-by slot -np "$processes" "$root/train_lighthouse" "$@"

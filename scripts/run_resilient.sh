@@ -28,7 +28,7 @@ while [[ ${1-} == --* ]]; do
             max_failures=$2
             ;;
         --wait)
-            [[ $2 =~ ^[0-9]{1,5}$ ]] || fail "--wait $2: a whole number of seconds is expected"
+            [[ $2 =~ ^(0|[1-9][0-9]{0,4})$ ]] || fail "--wait $2: a whole number of seconds is expected"
             first_wait=$2
             ;;
         --out) out=$2 ;;
@@ -46,7 +46,8 @@ say() { echo "run_resilient: $*" >&2; }
 
 # Waits before the next try; a signal ends it, and all.
 pause() {
-    trap 'kill "$sleeper"; say "asked to stop while nothing ran"; exit 75' TERM INT HUP USR1
+    local sleeper=
+    trap '[ -z "$sleeper" ] || kill "$sleeper"; say "asked to stop while nothing ran"; exit 75' TERM INT HUP USR1
     sleep "$1" &
     sleeper=$!
     wait "$sleeper"

@@ -6,15 +6,8 @@
 
 #include <cuda_runtime.h>
 #include <stdlib.h>
-#include <time.h>
 
 // --- time -----------------------------------------------------------------------------------------------
-
-static inline double seconds_now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 static inline int compare_doubles(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;

@@ -9,7 +9,7 @@
 #include <string.h>
 
 // 16 chunks of 5 coarsest entries: up to 8 ranks can share a sequence.
-enum { SEQ_LEN = 320, HEADS = 6 };
+enum { SEQ_LEN = 320, HEADS = 6, BATCH = 2 }; // BATCH: sequences of a micro-step
 
 typedef struct {
     Device *device;
@@ -26,7 +26,7 @@ static Group context_group(const Setup *s) {
 }
 
 static ModelSettings settings_of(const Setup *s, bool whole, int64_t micro_steps) {
-    ModelSettings settings = {.batch = 1,
+    ModelSettings settings = {.batch = BATCH,
                               .seq_len = whole ? SEQ_LEN : SEQ_LEN / context_group(s).size,
                               .micro_steps = micro_steps,
                               .deterministic = true,
@@ -58,15 +58,20 @@ static double *relaid(const ParameterTable *table, const double *values, bool sp
 
 // --- a step on one rank and on all ----------------------------------------------------------------------
 
-// `micro_steps` micro-steps of one sequence for each data-parallel group.
+// `micro_steps` micro-steps for each data-parallel group.
 typedef struct {
-    int count;                 // of sequences
-    int32_t *inputs, *targets; // [count, SEQ_LEN]
+    int batches;
+    int32_t *inputs, *targets; // [batches, BATCH, SEQ_LEN]
 } Sequences;
 
+// What a loss of each token weighs in their mean.
+static double loss_weight(const Sequences *sequences) {
+    return 1.0 / (BATCH * SEQ_LEN * sequences->batches);
+}
+
 static Sequences random_sequences(const Setup *s, int64_t micro_steps) {
-    Sequences sequences = {.count = (int)micro_steps * data_group(s).size};
-    const size_t tokens = (size_t)sequences.count * SEQ_LEN;
+    Sequences sequences = {.batches = (int)micro_steps * data_group(s).size};
+    const size_t tokens = (size_t)sequences.batches * BATCH * SEQ_LEN;
     sequences.inputs = (int32_t *)host_allocate(tokens, sizeof(int32_t), "tokens");
     sequences.targets = (int32_t *)host_allocate(tokens, sizeof(int32_t), "tokens");
     for (size_t i = 0; i < tokens; i++) {
@@ -84,8 +89,8 @@ static void free_sequences(Sequences *sequences) {
 typedef struct {
     double loss;
     double *gradients;     // as one rank's table has them
-    int32_t *positions[3]; // [HEADS, pyramid] of each layer with selection: what was selected in the last
-                           // sequence of this rank's
+    int32_t *positions[3]; // [BATCH, HEADS, pyramid] of each layer with selection: what was selected in this
+                           // rank's last micro-step
 } Outcome;
 
 static void free_outcome(Outcome *outcome) {
@@ -94,7 +99,7 @@ static void free_outcome(Outcome *outcome) {
 }
 
 static void keep_positions(const Training *t, Outcome *outcome) {
-    const size_t count = (size_t)(HEADS * t->model.lighthouse.pyramid);
+    const size_t count = (size_t)(BATCH * HEADS * t->model.lighthouse.pyramid);
     for (int64_t layer = 0; layer < t->model.config.layers; layer++) {
         if (t->model.layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
         outcome->positions[layer] = (int32_t *)host_allocate(count, sizeof(int32_t), "positions");
@@ -104,15 +109,15 @@ static void keep_positions(const Training *t, Outcome *outcome) {
 }
 
 static Outcome step_of_one(const Setup *s, const double *weights, const Sequences *sequences) {
-    const ModelSettings settings = settings_of(s, true, sequences->count);
+    const ModelSettings settings = settings_of(s, true, sequences->batches);
     Training *t = odd_training(s->device, settings);
     Outcome outcome = {0};
     set_weights(t, weights);
     model_zero_gradients(&t->model);
-    const int last = sequences->count - data_group(s).size + data_group(s).rank;
-    for (int i = 0; i < sequences->count; i++) {
-        model_accumulate(&t->model, i, sequences->inputs + i * SEQ_LEN, sequences->targets + i * SEQ_LEN,
-                         1.0 / (SEQ_LEN * sequences->count), NULL);
+    const int last = sequences->batches - data_group(s).size + data_group(s).rank;
+    for (int i = 0; i < sequences->batches; i++) {
+        model_accumulate(&t->model, i, sequences->inputs + i * BATCH * SEQ_LEN,
+                         sequences->targets + i * BATCH * SEQ_LEN, loss_weight(sequences), NULL);
         if (i == last) keep_positions(t, &outcome);
     }
     outcome.loss = model_losses(&t->model);
@@ -125,13 +130,16 @@ static void accumulate_with(const Setup *s, Training *t, const Sequences *sequen
                             const GradientsReady *ready) {
     const Group data = data_group(s), context = context_group(s);
     const int64_t tokens = t->model.settings.seq_len, micro_steps = t->model.settings.micro_steps;
-    int32_t inputs[SEQ_LEN], targets[SEQ_LEN];
+    int32_t inputs[BATCH * SEQ_LEN], targets[BATCH * SEQ_LEN];
     model_zero_gradients(&t->model);
     for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
-        const int64_t sequence = micro_step * data.size + data.rank;
-        context_slice(inputs, sequences->inputs + sequence * SEQ_LEN, context, tokens);
-        context_slice(targets, sequences->targets + sequence * SEQ_LEN, context, tokens);
-        model_accumulate(&t->model, micro_step, inputs, targets, 1.0 / (SEQ_LEN * sequences->count),
+        const int64_t batch = micro_step * data.size + data.rank;
+        for (int64_t row = 0; row < BATCH; row++) {
+            const int64_t sequence = batch * BATCH + row;
+            context_slice(inputs + row * tokens, sequences->inputs + sequence * SEQ_LEN, context, tokens);
+            context_slice(targets + row * tokens, sequences->targets + sequence * SEQ_LEN, context, tokens);
+        }
+        model_accumulate(&t->model, micro_step, inputs, targets, loss_weight(sequences),
                          micro_step + 1 == micro_steps ? ready : NULL);
     }
 }
@@ -172,25 +180,29 @@ static double *shared_weights(void) {
 
 // --- selections -----------------------------------------------------------------------------------------
 
-// What this rank holds of a selection [HEADS, pyramid] of whole sequences.
-static int32_t *positions_here(const Setup *s, const int32_t *whole) {
+static LighthouseShape whole_shape(void) {
     const LighthouseSettings settings = {3, 2, 64, 4};
+    return lighthouse_shape(&settings, BATCH, SEQ_LEN, HEADS, 2, 32);
+}
+
+// What this rank holds of a selection [BATCH, HEADS, pyramid] of whole sequences; *count is how many.
+static int32_t *positions_here(const Setup *s, const int32_t *whole, int64_t *count) {
     const Group context = context_group(s);
-    const LighthouseShape all = lighthouse_shape(&settings, 1, SEQ_LEN, HEADS, 2, 32);
-    const LighthouseShape part = lighthouse_part(all, context.size);
-    int32_t *here = (int32_t *)host_allocate((size_t)(HEADS * part.pyramid), sizeof(int32_t), "positions");
-    const int64_t piece_entries = part.entries / part.pieces;
-    for (int head = 0; head < HEADS; head++)
+    const LighthouseShape all = whole_shape(), part = lighthouse_part(all, context.size);
+    const int64_t piece_tokens = part.seq_len / part.pieces, piece_entries = part.entries / part.pieces;
+    *count = BATCH * HEADS * part.pyramid;
+    int32_t *here = (int32_t *)host_allocate((size_t)*count, sizeof(int32_t), "positions");
+    for (int row = 0; row < BATCH * HEADS; row++)
         for (int level = 0; level < all.levels; level++) {
-            const int64_t count = level_entries(&part, level), piece_count = count / part.pieces;
-            for (int64_t i = 0; i < count; i++) {
-                const int64_t piece = i / piece_count, tokens = part.seq_len / part.pieces;
-                const int64_t shift =
-                    context_position(context, part.seq_len, piece * tokens) / tokens - piece;
-                const int32_t position =
-                    whole[head * all.pyramid + level_start(&all, level) + i + shift * piece_count];
-                here[head * part.pyramid + level_start(&part, level) + i] =
-                    position < 0 ? -1 : position - (int32_t)(shift * piece_entries);
+            const int32_t *from = whole + row * all.pyramid + level_start(&all, level);
+            int32_t *to = here + row * part.pyramid + level_start(&part, level);
+            const int64_t entries = level_entries(&part, level), piece_count = entries / part.pieces;
+            for (int64_t i = 0; i < entries; i++) {
+                const int64_t piece = i / piece_count;
+                const int64_t token = context_position(context, part.seq_len, piece * piece_tokens);
+                const int64_t shift = token / piece_tokens - piece; // pieces of others before it
+                const int32_t position = from[i + shift * piece_count];
+                to[i] = position < 0 ? -1 : position - (int32_t)(shift * piece_entries);
             }
         }
     return here;
@@ -198,14 +210,10 @@ static int32_t *positions_here(const Setup *s, const int32_t *whole) {
 
 // How many places of the selection differ from the whole sequence's, of how many.
 static int64_t different_picks(const Setup *s, const Outcome *whole, const Outcome *part, int64_t *of) {
-    int64_t different = 0;
+    int64_t different = 0, count;
     for (size_t layer = 0; layer < COUNT_OF(whole->positions); layer++) {
         if (!whole->positions[layer]) continue;
-        int32_t *expected = positions_here(s, whole->positions[layer]);
-        const LighthouseSettings settings = {3, 2, 64, 4};
-        const int64_t count = HEADS * lighthouse_part(lighthouse_shape(&settings, 1, SEQ_LEN, HEADS, 2, 32),
-                                                      context_group(s).size)
-                                          .pyramid;
+        int32_t *expected = positions_here(s, whole->positions[layer], &count);
         for (int64_t i = 0; i < count; i++) different += (expected[i] < 0) != (part->positions[layer][i] < 0);
         if (s->device->ops->storage != STORAGE_BFLOAT16)
             check(!memcmp(expected, part->positions[layer], (size_t)count * sizeof(int32_t)),
@@ -219,9 +227,10 @@ static int64_t different_picks(const Setup *s, const Outcome *whole, const Outco
 static void give_positions(const Setup *s, Training *t, const Outcome *whole) {
     for (int64_t layer = 0; layer < t->model.config.layers; layer++) {
         if (t->model.layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
-        int32_t *here = positions_here(s, whole->positions[layer]);
+        int64_t count;
+        int32_t *here = positions_here(s, whole->positions[layer], &count);
         t->device->upload(t->device, model_lighthouse_layer(&t->model, layer).positions, here,
-                          (size_t)(HEADS * t->model.lighthouse.pyramid) * sizeof(int32_t));
+                          (size_t)count * sizeof(int32_t));
         free(here);
     }
     t->model.selection_given = true;
@@ -243,7 +252,7 @@ static void step_equals_one_ranks(void *argument) {
     const Setup *s = (const Setup *)argument;
     const bool replays = s->selection && s->device->ops->storage == STORAGE_BFLOAT16;
     const int64_t micro_steps = replays ? 1 : 2;
-    const Sequences sequences = random_sequences(s, micro_steps);
+    Sequences sequences = random_sequences(s, micro_steps);
     double *weights = shared_weights();
     Outcome whole = step_of_one(s, weights, &sequences);
     Training *t = parallel_training(s, settings_of(s, false, micro_steps), false, weights);
@@ -269,14 +278,14 @@ static void step_equals_one_ranks(void *argument) {
     free_outcome(&whole);
     free_outcome(&part);
     free(weights);
-    free_sequences((Sequences *)&sequences);
+    free_sequences(&sequences);
 }
 
 // As the published implementation does it: outputs end with the piece they come from. The comparison must
 // see it.
 static void a_clipped_halo_is_seen(void *argument) {
     const Setup *s = (const Setup *)argument;
-    const Sequences sequences = random_sequences(s, 1);
+    Sequences sequences = random_sequences(s, 1);
     double *weights = shared_weights();
     Outcome whole = step_of_one(s, weights, &sequences);
     Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
@@ -301,7 +310,7 @@ static void a_clipped_halo_is_seen(void *argument) {
     free_outcome(&whole);
     free_outcome(&part);
     free(weights);
-    free_sequences((Sequences *)&sequences);
+    free_sequences(&sequences);
 }
 
 static void *weight_bytes(const Training *t, size_t *size) {
@@ -332,7 +341,7 @@ static void *train_three_steps(const Setup *s, bool sharded, const Sequences *se
 // All ranks end with the same weights, and with the same whether the optimizer's state is sharded or not.
 static void sharding_changes_no_bit(void *argument) {
     const Setup *s = (const Setup *)argument;
-    const Sequences sequences = random_sequences(s, 2);
+    Sequences sequences = random_sequences(s, 2);
     size_t size;
     void *kept = train_three_steps(s, false, &sequences, &size);
     void *sharded = train_three_steps(s, true, &sequences, &size);
@@ -344,7 +353,7 @@ static void sharding_changes_no_bit(void *argument) {
     free(all);
     free(kept);
     free(sharded);
-    free_sequences((Sequences *)&sequences);
+    free_sequences(&sequences);
 }
 
 // Rank 1 (of all) spoils one element of one bucket's gradients before they are summed.
@@ -370,7 +379,7 @@ static void spoil(void *context, int bucket) {
 // All ranks see it, the one that it came from is known, and the next step is as if it had not been.
 static void a_nan_of_one_rank_reaches_all(void *argument) {
     const Setup *s = (const Setup *)argument;
-    const Sequences sequences = random_sequences(s, 1);
+    Sequences sequences = random_sequences(s, 1);
     const ModelSettings settings = settings_of(s, false, 1);
     OptimizerSettings optimizer = usual_optimizer;
     optimizer.sharded = true;
@@ -394,12 +403,12 @@ static void a_nan_of_one_rank_reaches_all(void *argument) {
     free(before);
     free(after);
     training_close(t);
-    free_sequences((Sequences *)&sequences);
+    free_sequences(&sequences);
 }
 
 static void steps_repeat_and_recompute_to_the_bit(void *argument) {
     const Setup *s = (const Setup *)argument;
-    const Sequences sequences = random_sequences(s, 2);
+    Sequences sequences = random_sequences(s, 2);
     double *weights = shared_weights();
     void *first = NULL;
     static const RecomputeLevel levels[] = {RECOMPUTE_NONE, RECOMPUTE_NONE, RECOMPUTE_CHEAP, RECOMPUTE_BLOCK};
@@ -419,20 +428,23 @@ static void steps_repeat_and_recompute_to_the_bit(void *argument) {
     }
     free(first);
     free(weights);
-    free_sequences((Sequences *)&sequences);
+    free_sequences(&sequences);
 }
 
 static void evaluation_equals_one_ranks(void *argument) {
     const Setup *s = (const Setup *)argument;
-    const Sequences sequences = random_sequences(s, 1);
+    Sequences sequences = random_sequences(s, 1);
     double *weights = shared_weights();
     const ModelSettings settings = settings_of(s, true, 1);
     Training *one = odd_training(s->device, settings);
     Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
     set_weights(one, weights);
-    int32_t inputs[SEQ_LEN], targets[SEQ_LEN];
-    context_slice(inputs, sequences.inputs, context_group(s), t->model.settings.seq_len);
-    context_slice(targets, sequences.targets, context_group(s), t->model.settings.seq_len);
+    const int64_t tokens = t->model.settings.seq_len;
+    int32_t inputs[BATCH * SEQ_LEN], targets[BATCH * SEQ_LEN];
+    for (int64_t row = 0; row < BATCH; row++) {
+        context_slice(inputs + row * tokens, sequences.inputs + row * SEQ_LEN, context_group(s), tokens);
+        context_slice(targets + row * tokens, sequences.targets + row * SEQ_LEN, context_group(s), tokens);
+    }
     for (int selection = 0; selection < 2; selection++) {
         const double expected =
             model_evaluate(&one->model, sequences.inputs, sequences.targets, selection == 1);
@@ -445,7 +457,7 @@ static void evaluation_equals_one_ranks(void *argument) {
     training_close(t);
     training_close(one);
     free(weights);
-    free_sequences((Sequences *)&sequences);
+    free_sequences(&sequences);
 }
 
 // --- ring attention alone -------------------------------------------------------------------------------
