@@ -97,15 +97,19 @@ void communicator_gather(const Communicator *communicator, void *all, const void
     watchdog_enter(what);
     MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, handle(communicator, GROUP_WORLD));
     watchdog_leave();
+#else
+    (void)what;
 #endif
 }
 
 void communicator_broadcast(const Communicator *communicator, void *data, size_t bytes, const char *what) {
-    if (communicator->size == 1) return;
 #ifdef USE_MPI
+    if (communicator->size == 1) return;
     watchdog_enter(what);
     MPI_Bcast(data, (int)bytes, MPI_BYTE, 0, handle(communicator, GROUP_WORLD));
     watchdog_leave();
+#else
+    (void)communicator, (void)data, (void)bytes, (void)what; // there is one process: it has them
 #endif
 }
 
