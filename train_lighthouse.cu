@@ -109,7 +109,7 @@ static void print_attention(const Run *run) {
                (long)(model->config.layers - model->lighthouse_layers));
     else
         printf("attention: dense in all layers\n");
-    if (run->options.selection && model->lighthouse_layers == 0)
+    if (run->options.selection && model->lighthouse_layers == 0 && run->communicator.rank == 0)
         warning("--selection on has no effect: --dense-layers %s is all layers", run->options.dense_layers);
 }
 
@@ -203,46 +203,63 @@ static void accumulate(Run *run) {
     }
 }
 
+// What became of a save. A failure ends the run if --on-save-error says so or no further save will follow.
+static void settle_save(Run *run, SaveOutcome outcome, bool last) {
+    const bool ends = outcome == SAVE_FAILED && (last || !strcmp(run->options.on_save_error, "stop"));
+    const char *message = saver_message(run->saver);
+    if (outcome == SAVE_NONE || !message[0]) return;
+    if (ends && run->communicator.rank == 0) fatal("%s", message);
+    if (ends) communicator_barrier(&run->communicator, "the end after a checkpoint that failed");
+    if (run->communicator.rank == 0)
+        warning("%s%s", message, outcome == SAVE_FAILED ? "; training goes on without it" : "");
+}
+
 // What a rank saw of a step, before its gradients were summed with the others'.
 typedef struct {
     double loss, grad_norm; // the loss summed over its tokens
 } StepHere;
 
+// Whatever its sign, NaN is "nan".
+static double plain(double value) {
+    return isnan(value) ? NAN : value;
+}
+
 // Names what is not finite, and where: the ranks whose own loss or gradients are not, and their samples.
 static void report_nonfinite(Run *run, const StepReport *report, StepHere here) {
     const int size = run->communicator.size;
-    const int64_t first = run->progress.samples, cp = run->options.cp;
+    const int64_t first = run->progress.samples, cp = run->options.cp, batch = run->options.batch_size;
     StepHere *all = (StepHere *)host_allocate((size_t)size, sizeof(StepHere), "the ranks' losses");
     communicator_gather(&run->communicator, all, &here, sizeof(here), "the ranks' losses");
     char *where = format_string("%s", "");
     for (int rank = 0; rank < size && size > 1; rank++) {
         if (isfinite(all[rank].loss) && isfinite(all[rank].grad_norm)) continue;
-        char *more = format_string("%s; rank %d (sequence %ld of each micro-step): loss %g, gradient norm %g",
-                                   where, rank, (long)(rank / cp), all[rank].loss, all[rank].grad_norm);
+        char *more =
+            format_string("%s; rank %d (sequences %ld to %ld of each micro-step): loss %g, norm %g", where,
+                          rank, (long)(rank / cp * batch), (long)(rank / cp * batch + batch - 1),
+                          plain(all[rank].loss), plain(all[rank].grad_norm));
         free(where);
         where = more;
     }
     if (run->communicator.rank == 0)
-        warning("step %ld: loss %g, gradient norm %g, samples %ld to %ld of the order: no update, %ld of at "
-                "most %ld "
-                "in a row%s",
-                (long)run->progress.step + 1, report->loss, report->grad_norm, (long)first,
+        warning("step %ld: loss %g, gradient norm %g, samples %ld to %ld of the order: no update, %ld in a "
+                "row of at most %ld%s",
+                (long)run->progress.step + 1, plain(report->loss), plain(report->grad_norm), (long)first,
                 (long)(first + run->options.global_batch - 1), (long)run->guard.nonfinite,
                 (long)run->options.max_nonfinite, where);
     free(where);
     free(all);
 }
 
-// Rank 0 speaks and ends the run; the others wait for it.
-NORETURN static void stop_nonfinite(const Run *run, const StepReport *report) {
+// Rank 0 speaks and ends the run, when a save that is under way has come to its end; the others wait for it.
+NORETURN static void stop_nonfinite(Run *run, const StepReport *report) {
+    settle_save(run, saver_finish(run->saver), false);
     if (run->communicator.rank > 0) communicator_barrier(&run->communicator, "the end of a run that failed");
     fatal("step %ld: loss %g, gradient norm %g: more than --max-nonfinite %ld steps in a row without finite "
-          "values; "
-          "nothing was updated, and the last checkpoint is untouched; a lower --lr or a look at samples %ld "
-          "to %ld "
-          "of the order may help",
-          (long)run->progress.step + 1, report->loss, report->grad_norm, (long)run->options.max_nonfinite,
-          (long)run->progress.samples, (long)(run->progress.samples + run->options.global_batch - 1));
+          "values; nothing was updated, and the last checkpoint is untouched; a lower --lr or a look at "
+          "samples %ld to %ld of the order may help",
+          (long)run->progress.step + 1, plain(report->loss), plain(report->grad_norm),
+          (long)run->options.max_nonfinite, (long)run->progress.samples,
+          (long)(run->progress.samples + run->options.global_batch - 1));
 }
 
 // One optimizer step: gradients of the global batch, then the update, unless the guard is against it. Fills
@@ -263,8 +280,7 @@ static void train_step(Run *run, StepReport *report) {
     if (verdict == GUARD_STOP) stop_nonfinite(run, report);
     if (verdict == GUARD_OUTLIER && run->communicator.rank == 0)
         warning("step %ld: loss %g, gradient norm %g: no update, more than --skip-outliers %g deviations "
-                "above the "
-                "mean",
+                "above the mean",
                 (long)run->progress.step + 1, report->loss, report->grad_norm, o->skip_outliers);
     if (verdict == GUARD_UPDATE)
         optimizer_update(optimizer, run->progress.step - run->progress.skipped + 1, report->learning_rate,
@@ -298,17 +314,6 @@ static void validate_step(Run *run, StepReport *report) {
     if (run->validation.samples == 0 || (!last && run->progress.step % o->val_every != 0)) return;
     if (!selects || strcmp(o->val_selection, "off") != 0) report->validation_loss = validate(run, true);
     if (selects && strcmp(o->val_selection, "same") != 0) report->validation_dense = validate(run, false);
-}
-
-// What became of a save. A failure ends the run if --on-save-error says so or no further save will follow.
-static void settle_save(Run *run, SaveOutcome outcome, bool last) {
-    const bool ends = outcome == SAVE_FAILED && (last || !strcmp(run->options.on_save_error, "stop"));
-    const char *message = saver_message(run->saver);
-    if (outcome == SAVE_NONE || !message[0]) return;
-    if (ends && run->communicator.rank == 0) fatal("%s", message);
-    if (ends) communicator_barrier(&run->communicator, "the end after a checkpoint that failed");
-    if (run->communicator.rank == 0)
-        warning("%s%s", message, outcome == SAVE_FAILED ? "; training goes on without it" : "");
 }
 
 static void save(Run *run) {
@@ -426,17 +431,18 @@ int main(int argc, char **argv) {
         communicator_destroy(&run.communicator);
         return 0;
     }
-    if (run.communicator.size > 1) watchdog_start(run.options.collective_timeout);
+    preemption_watch(run.options.time_limit);
     run.device = training_open_device(&run.options, &run.communicator);
+    if (!run.options.plan) open_data(&run);
+    // Not before: reading all tokens takes as long as it takes.
+    if (run.communicator.size > 1) watchdog_start(run.options.collective_timeout);
     run.collectives = collectives_create(run.device, &run.communicator);
     watchdog_look(run.collectives->look, run.collectives);
-    if (!run.options.plan) open_data(&run);
     training_plan(&run.training, run.collectives, &run.options);
     print_start(&run, &checkpoint);
     int request = 0;
     if (!run.options.plan) {
         build(&run, &checkpoint);
-        preemption_watch(run.options.time_limit);
         request = train(&run);
         close_run(&run);
     }

@@ -182,14 +182,16 @@ static bool check_manifest(Damage *damage, const cJSON *manifest, const char *te
 
 static bool check_trainer(Damage *damage, cJSON *trainer, Checkpoint *checkpoint) {
     if (!json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "step"), &checkpoint->progress.step) ||
-        !json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "samples"), &checkpoint->progress.samples) ||
-        !json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "skipped"), &checkpoint->progress.skipped))
+        !json_integer(cJSON_GetObjectItemCaseSensitive(trainer, "samples"), &checkpoint->progress.samples))
         return damaged(damage, "%s does not say which step and sample it is at", TRAINER_FILE);
     if (!cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(trainer, "options")))
         return damaged(damage, "%s holds no options", TRAINER_FILE);
-    if (!cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(trainer, "guard")))
-        return damaged(damage, "%s holds no state of the guard", TRAINER_FILE);
+    // Runs that knew no guard left out no update.
+    const cJSON *skipped = cJSON_GetObjectItemCaseSensitive(trainer, "skipped");
+    if (skipped && !json_integer(skipped, &checkpoint->progress.skipped))
+        return damaged(damage, "%s does not say how many steps were skipped", TRAINER_FILE);
     checkpoint->guard = cJSON_DetachItemFromObjectCaseSensitive(trainer, "guard");
+    if (!checkpoint->guard) checkpoint->guard = cJSON_CreateObject();
     checkpoint->options = cJSON_DetachItemFromObjectCaseSensitive(trainer, "options");
     checkpoint->path = format_string("%s", damage->directory);
     return true;

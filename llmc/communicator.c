@@ -24,10 +24,9 @@ static bool started_by_launcher(void) {
 static pid_t running; // this process, while others depend on it; not a child that it forked
 
 // Of a failure the launcher would know too, but other ranks may be waiting for this one on other hosts.
-static void end(int status, void *unused) {
-    (void)unused;
+static void end(int status, void *alone) {
     if (running != getpid()) return;
-    if (status == 0)
+    if (status == 0 || alone)
         MPI_Finalize();
     else
         MPI_Abort(MPI_COMM_WORLD, 1);
@@ -45,13 +44,31 @@ static void start_mpi(Communicator *communicator, int *argc, char ***argv) {
     MPI_Comm_rank(host, &communicator->local_rank);
     MPI_Comm_size(host, &communicator->local_size);
     MPI_Comm_free(&host);
-    if (communicator->size == 1) return;
     running = getpid();
-    on_exit(end, NULL);
+    on_exit(end, communicator->size == 1 ? communicator : NULL);
+    if (communicator->size == 1) return;
     errors_name_rank(communicator->rank);
     if (communicator->rank > 0 && !freopen("/dev/null", "w", stdout)) fatal("cannot open /dev/null");
 }
 #endif
+
+// A launcher that started several processes, of which each takes itself for the only one: they would write to
+// the same places.
+static void refuse_strangers(const Communicator *communicator) {
+    static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    for (size_t i = 0; i < COUNT_OF(variables) && communicator->size == 1; i++) {
+        const char *started = getenv(variables[i]);
+        if (started && atoi(started) > 1)
+            fatal("%s processes were started (%s), but this one knows of no other: this program was built %s",
+                  started, variables[i],
+#ifdef USE_MPI
+                  "with another MPI than started it"
+#else
+                  "without MPI (USE_MPI=0)"
+#endif
+            );
+    }
+}
 
 Communicator communicator_create(int *argc, char ***argv) {
     const Group alone = {0, 1};
@@ -62,6 +79,7 @@ Communicator communicator_create(int *argc, char ***argv) {
     (void)argc;
     (void)argv;
 #endif
+    refuse_strangers(&communicator);
     return communicator;
 }
 

@@ -64,8 +64,8 @@ static void write_metrics(Logger *logger, const StepReport *r) {
     fprintf(file, ", \"lr\": %.15g", r->learning_rate);
     if (r->skipped) fprintf(file, ", \"skipped\": true");
     fprintf(file, ", \"selection\": \"%s\"", r->selection ? "on" : "off");
-    if (!isnan(r->validation_loss)) fprintf(file, ", \"val_loss\": %.9g", r->validation_loss);
-    if (!isnan(r->validation_dense)) fprintf(file, ", \"val_loss_dense\": %.9g", r->validation_dense);
+    if (!isnan(r->validation_loss)) write_number(file, "val_loss", r->validation_loss);
+    if (!isnan(r->validation_dense)) write_number(file, "val_loss_dense", r->validation_dense);
     fprintf(file, ", \"ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * r->seconds, r->tokens / r->seconds);
     if (!isnan(r->mfu)) fprintf(file, ", \"mfu\": %.4f", r->mfu);
     fprintf(file, ", \"memory_gib\": %.3f}\n", r->memory / 0x1p30);

@@ -270,7 +270,9 @@ static void print_help(void) {
 
 void options_help(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
+        const bool abbreviated =
+            strlen(argv[i]) >= strlen("--hel") && !strncmp(argv[i], "--help", strlen(argv[i]));
+        if (!abbreviated && strncmp(argv[i], "-h", 2) != 0) continue;
         print_help();
         exit(0);
     }

@@ -470,7 +470,9 @@ SaveOutcome saver_advance(Saver *saver, const int *states) {
 SaveOutcome saver_poll(Saver *saver) {
     int *states = (int *)host_allocate((size_t)saver->communicator->size, sizeof(int), "states of all ranks");
     const int mine = saver_local_state(saver);
-    communicator_gather(saver->communicator, states, &mine, sizeof(mine), "saving a checkpoint");
+    // Without a copy a rank writes all it has to before it answers.
+    communicator_gather(saver->communicator, states, &mine, sizeof(mine),
+                        saver->snapshot ? "saving a checkpoint" : NULL);
     const SaveOutcome outcome = saver_advance(saver, states);
     free(states);
     return outcome;
@@ -535,10 +537,11 @@ static size_t available_memory(void) {
 }
 
 // In large pages, and touched by all threads at once: the step that waits for the copy then waits less.
-static void *allocate_touched(size_t bytes) {
+static void *allocate_touched(size_t bytes, int sharers) {
     const size_t page = (size_t)2 << 20;
     void *memory;
-    if (bytes > available_memory() || posix_memalign(&memory, page, bytes) != 0) return NULL;
+    if (bytes > available_memory() / (size_t)sharers || posix_memalign(&memory, page, bytes) != 0)
+        return NULL;
     madvise(memory, bytes, MADV_HUGEPAGE);
 #pragma omp parallel for schedule(static) if (bytes > 16 * page)
     for (size_t offset = 0; offset < bytes; offset += 4096) ((volatile char *)memory)[offset] = 0;
@@ -551,7 +554,7 @@ static bool allocate_snapshot(Saver *saver) {
     for (int i = 0; i < saver->source_count; i++) bytes += saver->sources[i].bytes;
     if (bytes > saver->host_bytes) {
         free(saver->host_memory);
-        saver->host_memory = allocate_touched(bytes);
+        saver->host_memory = allocate_touched(bytes, (int)max_i64(saver->communicator->local_size, 1));
         saver->host_bytes = saver->host_memory ? bytes : 0;
     }
     const bool here = saver->host_memory != NULL;

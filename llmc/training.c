@@ -3,14 +3,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Each process of a host has a GPU of its own. NCCL_HOSTID set for each process makes NCCL take those of one
-// GPU for processes of different hosts: slow, but it tests what several GPUs would do.
+// Each process of a host has a GPU of its own: of those it sees the one of its number, or, where its launcher
+// lets it see one only, that one (NCCL refuses two processes on one GPU).
 static int choose_gpu(const Communicator *communicator) {
     const int count = cuda_device_count(), processes = communicator->local_size;
-    if (processes > count && !getenv("NCCL_HOSTID"))
-        fatal("%d processes on a host with %d GPU%s: each needs one of its own; start at most %d there",
-              processes, count, count == 1 ? "" : "s", count);
-    return communicator->local_rank % max_i64(count, 1);
+    if (count == 1) return 0;
+    if (processes > count)
+        fatal("%d processes on a host with %d GPUs: each needs one of its own; start at most %d there",
+              processes, count, count);
+    return communicator->local_rank;
 }
 
 Device *training_open_device(Options *options, const Communicator *communicator) {

@@ -1,5 +1,6 @@
 #include "watchdog.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -53,8 +54,8 @@ void watchdog_look(const char *(*look)(void *context, double seconds), void *con
 }
 
 void watchdog_start(int64_t seconds) {
-    if (seconds == 0 || watchdog.runs) return;
-    watchdog.deadline = (double)seconds;
+    if (watchdog.runs) return;
+    watchdog.deadline = seconds > 0 ? (double)seconds : INFINITY;
     watchdog.runs = true;
     if (pthread_create(&watchdog.thread, NULL, watch, NULL) != 0) fatal("cannot start the watchdog's thread");
 }

@@ -15,7 +15,8 @@ void watchdog_stop(void);
 // what has gone wrong (on the device, say) or NULL. NULL: no longer.
 void watchdog_look(const char *(*look)(void *context, double seconds), void *context);
 
-// Around a wait for other processes: `what` (kept by address) names the phase.
+// Around a wait for other processes: `what` (kept by address) names the phase; NULL: one that may take as
+// long as it takes.
 void watchdog_enter(const char *what);
 void watchdog_leave(void);
 

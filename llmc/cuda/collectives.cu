@@ -25,6 +25,7 @@ struct CudaCollectives {
     uint64_t first, end; // of those under way, counted from the start
     uint64_t seen;       // the first when the watchdog last looked,
     double seen_seconds; // and for how long it has been
+    double held_seconds; // for how long the watchdog has not been let look
     char trouble[256];
 };
 
@@ -135,7 +136,15 @@ static const char *look(void *context, double deadline) {
                  ncclGetLastError(NULL));
         return self->trouble;
     }
-    pthread_mutex_lock(&self->lock);
+    // Held, an operation is just being queued, which NCCL can take for a wait of its own.
+    if (pthread_mutex_trylock(&self->lock) != 0) {
+        if (++self->held_seconds <= deadline) return NULL;
+        snprintf(self->trouble, sizeof(self->trouble),
+                 "stuck: queueing an operation between ranks for %.0f seconds (--collective-timeout %.0f)",
+                 self->held_seconds, deadline);
+        return self->trouble;
+    }
+    self->held_seconds = 0;
     const char *trouble = look_at_queue(self, deadline);
     pthread_mutex_unlock(&self->lock);
     return trouble;
@@ -164,9 +173,12 @@ static void connect_all(Collectives *collectives) {
     all_gather(collectives, GROUP_WORLD, buffer, bytes, "starting NCCL");
     const Group context = communicator->groups[GROUP_CONTEXT];
     if (context.size > 1) {
-        const Message next = {buffer, bytes, (context.rank + 1) % context.size};
-        const Message previous = {buffer + bytes, bytes, (context.rank + context.size - 1) % context.size};
-        exchange(collectives, GROUP_CONTEXT, &next, 1, &previous, 1, "starting NCCL");
+        const int next = (context.rank + 1) % context.size,
+                  previous = (context.rank + context.size - 1) % context.size;
+        const Message sends[] = {{buffer, bytes / 2, next}, {buffer, bytes / 2, previous}};
+        const Message receives[] = {{buffer + bytes, bytes / 2, previous},
+                                    {buffer + bytes + bytes / 2, bytes / 2, next}};
+        exchange(collectives, GROUP_CONTEXT, sends, 2, receives, 2, "starting NCCL");
     }
     CUDA_CHECK(cudaStreamSynchronize(cuda_collectives(collectives)->stream));
     CUDA_CHECK(cudaFree(buffer));
