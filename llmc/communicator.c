@@ -21,10 +21,12 @@ static bool started_by_launcher(void) {
     return false;
 }
 
-static pid_t running; // this process, while others depend on it; not a child that it forked
+static pid_t running; // this process, while MPI runs in it; not a child that it forked
+static bool alone;    // no other process depends on it
 
 // Of a failure the launcher would know too, but other ranks may be waiting for this one on other hosts.
-static void end(int status, void *alone) {
+static void end(int status, void *unused) {
+    (void)unused;
     if (running != getpid()) return;
     if (status == 0 || alone)
         MPI_Finalize();
@@ -45,8 +47,9 @@ static void start_mpi(Communicator *communicator, int *argc, char ***argv) {
     MPI_Comm_size(host, &communicator->local_size);
     MPI_Comm_free(&host);
     running = getpid();
-    on_exit(end, communicator->size == 1 ? communicator : NULL);
-    if (communicator->size == 1) return;
+    alone = communicator->size == 1;
+    on_exit(end, NULL);
+    if (alone) return;
     errors_name_rank(communicator->rank);
     if (communicator->rank > 0 && !freopen("/dev/null", "w", stdout)) fatal("cannot open /dev/null");
 }
@@ -71,8 +74,8 @@ static void refuse_strangers(const Communicator *communicator) {
 }
 
 Communicator communicator_create(int *argc, char ***argv) {
-    const Group alone = {0, 1};
-    Communicator communicator = {.size = 1, .local_size = 1, .groups = {alone, alone, alone}};
+    const Group of_one = {0, 1};
+    Communicator communicator = {.size = 1, .local_size = 1, .groups = {of_one, of_one, of_one}};
 #ifdef USE_MPI
     if (started_by_launcher()) start_mpi(&communicator, argc, argv);
 #else

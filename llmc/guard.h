@@ -11,10 +11,9 @@ extern "C" {
 struct cJSON;
 
 typedef struct {
-    int64_t max_nonfinite; // steps in a row without a finite loss and norm; with more the run stops
-    double skip_outliers;  // standard deviations above the mean; 0: outliers are not looked for
-    int64_t
-        outlier_window; // steps that mean and deviation are taken over; none stands out before half of them
+    int64_t max_nonfinite;  // steps in a row without a finite loss and norm; with more the run stops
+    double skip_outliers;   // standard deviations above the mean; 0: outliers are not looked for
+    int64_t outlier_window; // steps that these are taken over; none stands out before half of them
 } GuardSettings;
 
 typedef struct {

@@ -890,6 +890,38 @@ static void write_manifest(const char *directory) {
     free(names);
 }
 
+// What runs wrote that knew no guard is as good: no step was without an update, and there is nothing to
+// restore.
+static void test_before_the_guard(void *unused) {
+    (void)unused;
+    char *out_dir = new_directory();
+    Model *model = model_create(STORAGE_FLOAT32, small_shape);
+    save_step(out_dir, model, 1);
+    char *directory = format_string("%s/step_00000001", out_dir),
+         *path = step_file(out_dir, 1, "trainer.json");
+    char *text = read_all(path, NULL);
+    cJSON *trainer = cJSON_Parse(text);
+    free(text);
+    check(cJSON_HasObjectItem(trainer, "skipped") && cJSON_HasObjectItem(trainer, "guard"),
+          "it has no guard");
+    cJSON_DeleteItemFromObjectCaseSensitive(trainer, "skipped");
+    cJSON_DeleteItemFromObjectCaseSensitive(trainer, "guard");
+    text = json_text(trainer, true);
+    write_all(path, text, strlen(text));
+    write_manifest(directory);
+    check_loads(out_dir, model);
+    Checkpoint checkpoint = checkpoint_open(&alone, "latest", out_dir);
+    check(checkpoint.progress.skipped == 0 && cJSON_IsObject(checkpoint.guard), "%ld steps skipped",
+          (long)checkpoint.progress.skipped);
+    checkpoint_close(&checkpoint);
+    cJSON_Delete(trainer);
+    free(text);
+    free(path);
+    free(directory);
+    model_destroy(model);
+    free(out_dir);
+}
+
 // One file of the optimizer's state, with metadata as given; the elements are those of `count` ranges.
 static void write_optimizer_ranges(const char *directory, int rank, int world, const Model *model,
                                    const ElementRange *ranges, int range_count, const char *const *metadata) {
@@ -1277,6 +1309,7 @@ void test_checkpoint(void) {
     test_run("checkpoint: an end beside training", test_end_beside_training, NULL);
     test_run("checkpoint: no memory beside training", test_no_memory_beside_training, NULL);
     test_run("checkpoint: other models", test_other_models, NULL);
+    test_run("checkpoint: one from before the guard", test_before_the_guard, NULL);
     test_run("checkpoint: optimizer in several files", test_split_optimizer, NULL);
     test_run("checkpoint: optimizer files of scattered elements", test_scattered_optimizer, NULL);
 }
