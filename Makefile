@@ -36,16 +36,16 @@ else
 override MPI_CFLAGS :=
 override MPI_LIBS :=
 endif
-INCLUDES = $(filter -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(filter -I%,$(MPI_CFLAGS))
+INCLUDES = -Illmc $(filter -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(filter -I%,$(MPI_CFLAGS))
 LIBS = $(filter-out -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(MPI_LIBS) -lm -lpthread
 # No contraction and no fast-math: the plain C is the oracle, and its results may not depend on the optimizer. Nobody
 # looks at errno or at trapped exceptions after arithmetic, and without them square roots become vector code.
 override CFLAGS += -std=gnu11 $(OPTIMIZE) -g -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math $(WARNINGS) $(DEFINES) -MMD -MP
 
-SHARED := $(wildcard llmc/*.c)
+SHARED := $(wildcard llmc/*/*.c)
 TESTS := $(wildcard dev/test/*.c)
-CPU_OPS := $(wildcard llmc/cpu/ops*.c)
-CPU_ONCE := $(filter-out $(CPU_OPS),$(wildcard llmc/cpu/*.c))
+CPU_OPS := $(wildcard llmc/device/cpu/ops*.c)
+CPU_ONCE := $(filter-out $(CPU_OPS),$(wildcard llmc/device/cpu/*.c))
 
 LIBRARY := $(SHARED:%.c=$(BUILD)/%.o) $(CPU_ONCE:%.c=$(BUILD)/%.o) \
   $(foreach storage,64 32 16,$(CPU_OPS:%.c=$(BUILD)/%.storage$(storage).o))
@@ -57,8 +57,8 @@ GPU_FOUND := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>
 GPU_ARCH ?= $(or $(patsubst sm_90,sm_90a,$(addprefix sm_,$(GPU_FOUND))),sm_80 sm_90a sm_100 compute_100)
 GENCODE := $(foreach arch,$(GPU_ARCH),-gencode=arch=$(arch:sm_%=compute_%),code=$(arch))
 NVCCFLAGS += -std=c++17 -O3 -g -lineinfo $(GENCODE) $(DEFINES) $(CUDA_FLAGS) -MMD -MP -Xcompiler -fopenmp,-Wall,-Wextra,-Werror -Werror all-warnings
-CXXFLAGS += -std=c++17 -O2 -g $(WARNINGS) $(DEFINES) -MMD -MP $(filter -I%,$(CUDA_FLAGS)) -isystem $(CUDNN_FRONTEND)
-LIBRARY += $(patsubst %.cu,$(BUILD)/%.o,$(wildcard llmc/cuda/*.cu)) $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/cuda/*.cpp))
+CXXFLAGS += -std=c++17 -O2 -g $(WARNINGS) $(DEFINES) -MMD -MP -Illmc $(filter -I%,$(CUDA_FLAGS)) -isystem $(CUDNN_FRONTEND)
+LIBRARY += $(patsubst %.cu,$(BUILD)/%.o,$(wildcard llmc/device/cuda/*.cu)) $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/device/cuda/*.cpp))
 LIBS += $(filter -L%,$(CUDA_FLAGS)) -lcublasLt -lcudnn -lnccl -lnvrtc -lcudart -lstdc++
 LINK = $(CXX) -fopenmp
 else
@@ -148,14 +148,14 @@ build/%.so: dev/test/preload/%.c
 # Fuzz targets, for clang: dev/test/fuzz/harness.h says how to run them.
 FUZZ_CC ?= clang
 FUZZ_FLAGS := -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-  -Wall -Wextra -Wno-source-uses-openmp -Wno-unused-parameter -Wno-unused-but-set-variable -D_GNU_SOURCE
-FUZZED := $(patsubst %,llmc/%.c,checkpoint checkpoint_directory common communicator config dataset files json parameters \
-  random safetensors storage watchdog)
+  -Wall -Wextra -Wno-source-uses-openmp -Wno-unused-parameter -Wno-unused-but-set-variable -D_GNU_SOURCE -Illmc
+FUZZED := $(wildcard llmc/base/*.c llmc/parallel/*.c) $(patsubst %,llmc/%.c,checkpoint/checkpoint checkpoint/directory \
+  checkpoint/safetensors model/config model/parameters run/dataset)
 FUZZ_TARGETS := $(patsubst dev/test/fuzz/%.c,build/fuzz/%,$(filter-out %/harness.c,$(wildcard dev/test/fuzz/*.c)))
 
 fuzz: $(FUZZ_TARGETS)
 
-$(FUZZ_TARGETS): build/fuzz/%: dev/test/fuzz/%.c dev/test/fuzz/harness.c dev/test/fuzz/harness.h $(FUZZED) $(wildcard llmc/*.h)
+$(FUZZ_TARGETS): build/fuzz/%: dev/test/fuzz/%.c dev/test/fuzz/harness.c dev/test/fuzz/harness.h $(FUZZED) $(wildcard llmc/*/*.h)
 	@mkdir -p build/fuzz/corpus/$*
 	$(FUZZ_CC) $(FUZZ_FLAGS) $(filter -I%,$(CJSON_FLAGS) $(XXHASH_FLAGS)) -Wl,--wrap=exit,--wrap=calloc,--wrap=free,--wrap=glob,--wrap=globfree \
 	  -o $@ $(filter %.c,$^) $(filter-out -I%,$(CJSON_FLAGS) $(XXHASH_FLAGS)) -lm -lpthread

@@ -1,13 +1,13 @@
 // train_lighthouse: options → device → data → plan → build → loop.
-#include "llmc/context.h"
-#include "llmc/dataset.h"
-#include "llmc/guard.h"
-#include "llmc/logger.h"
-#include "llmc/preemption.h"
-#include "llmc/saver.h"
-#include "llmc/schedule.h"
-#include "llmc/training.h"
-#include "llmc/watchdog.h"
+#include "parallel/sequence_parts.h"
+#include "run/dataset.h"
+#include "run/guard.h"
+#include "run/logger.h"
+#include "run/preemption.h"
+#include "checkpoint/saver.h"
+#include "run/schedule.h"
+#include "training/training.h"
+#include "parallel/watchdog.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -5,7 +5,7 @@
 //
 // Without lengths: those of the published measurements. --dense: dense attention also beyond 131072 tokens,
 // once (it takes seconds). --deterministic: cuDNN's deterministic backward.
-#include "../../llmc/lighthouse.h"
+#include "model/lighthouse.h"
 #include "bench.h"
 
 #include <math.h>

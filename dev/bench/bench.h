@@ -1,8 +1,8 @@
 // What the benchmarks share: medians, random data, the ceilings of the device, and the table of operations.
 #pragma once
-#include "../../llmc/cuda/profile.h"
-#include "../../llmc/plan.h"
-#include "../../llmc/random.h"
+#include "device/cuda/profile.h"
+#include "device/memory_plan.h"
+#include "base/random.h"
 
 #include <cuda_runtime.h>
 #include <stdlib.h>

@@ -7,7 +7,7 @@
 //                                          and how much of what they exchange is hidden behind the rest
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed.
-#include "../../llmc/training.h"
+#include "training/training.h"
 #include "bench.h"
 
 enum { WARMUP = 2, REPEATS = 5 };

@@ -5,8 +5,8 @@
 // OUT, little-endian: int32 {20241101, 1, seq_len, vocab_size, positions}, int32 tokens[seq_len],
 // int32 positions[positions], float32 logits[positions][vocab_size]. The positions are up to 256 at the
 // start, in the middle and at the end.
-#include "../../llmc/dataset.h"
-#include "../../llmc/training.h"
+#include "run/dataset.h"
+#include "training/training.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #pragma once
 #include "test.h"
 
-#include "../../llmc/training.h"
+#include "training/training.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,6 +1,6 @@
 #include "test.h"
 
-#include "../../llmc/random.h"
+#include "base/random.h"
 
 #include <math.h>
 #include <omp.h>

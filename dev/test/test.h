@@ -1,7 +1,7 @@
 // The self-test's harness: named tests made of checks, and a count of how they went.
 #pragma once
-#include "../../llmc/communicator.h"
-#include "../../llmc/device.h"
+#include "parallel/communicator.h"
+#include "device/device.h"
 
 #ifdef __cplusplus
 extern "C" {

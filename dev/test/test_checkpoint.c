@@ -2,11 +2,11 @@
 // whatever stops a save, a good checkpoint is left.
 #include "test.h"
 
-#include "../../llmc/checkpoint.h"
-#include "../../llmc/files.h"
-#include "../../llmc/json.h"
-#include "../../llmc/safetensors.h"
-#include "../../llmc/saver.h"
+#include "checkpoint/checkpoint.h"
+#include "base/files.h"
+#include "base/json.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/saver.h"
 
 #include <dirent.h>
 #include <fcntl.h>

@@ -1,8 +1,8 @@
 // Storage types, random numbers, model shapes and the parameter table.
 #include "test.h"
 
-#include "../../llmc/parameters.h"
-#include "../../llmc/random.h"
+#include "model/parameters.h"
+#include "base/random.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 // Token shards: validation, samples, and the order they are trained in.
 #include "test.h"
 
-#include "../../llmc/dataset.h"
-#include "../../llmc/random.h"
+#include "run/dataset.h"
+#include "base/random.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 // Which updates are left out, and that a guard restored from a checkpoint judges as the one that was saved.
 #include "test.h"
 
-#include "../../llmc/guard.h"
-#include "../../llmc/json.h"
+#include "run/guard.h"
+#include "base/json.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -3,8 +3,8 @@
 // rows alone.
 #include "test.h"
 
-#include "../../llmc/attention.h"
-#include "../../llmc/lighthouse.h"
+#include "model/attention.h"
+#include "model/lighthouse.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 // The whole step: against PyTorch in float64, between devices, and the equivalences that must hold exactly.
 #include "small_model.h"
 
-#include "../../llmc/safetensors.h"
+#include "checkpoint/safetensors.h"
 
 #include <math.h>
 #include <stdlib.h>

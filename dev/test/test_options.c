@@ -1,11 +1,11 @@
 // Options, schedules, FLOP counts and the memory plan: all that is settled before a run begins.
 #include "test.h"
 
-#include "../../llmc/activations.h"
-#include "../../llmc/flops.h"
-#include "../../llmc/options.h"
-#include "../../llmc/plan.h"
-#include "../../llmc/schedule.h"
+#include "model/activations.h"
+#include "model/flops.h"
+#include "run/options.h"
+#include "device/memory_plan.h"
+#include "run/schedule.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>

@@ -1,8 +1,8 @@
 // Steps of several ranks against the same step of one: run by mpirun, every rank the same tests.
 #include "small_model.h"
 
-#include "../../llmc/attention.h"
-#include "../../llmc/context.h"
+#include "model/attention.h"
+#include "parallel/sequence_parts.h"
 
 #include <math.h>
 #include <stdlib.h>

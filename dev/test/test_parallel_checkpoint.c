@@ -2,8 +2,8 @@
 // wrote, and what fails on one fails on all.
 #include "test.h"
 
-#include "../../llmc/files.h"
-#include "../../llmc/saver.h"
+#include "base/files.h"
+#include "checkpoint/saver.h"
 
 #include <cjson/cJSON.h>
 #include <dirent.h>

@@ -1,8 +1,8 @@
 // Lighthouse attention: its settings, the selection, and the whole layer with the selection held fixed.
 #include "test.h"
 
-#include "../../llmc/lighthouse.h"
-#include "../../llmc/safetensors.h"
+#include "model/lighthouse.h"
+#include "checkpoint/safetensors.h"
 
 #include <ctype.h>
 #include <math.h>

@@ -5,7 +5,7 @@
 // The files that the code under test reads are made from the input, and have to be read or refused: no crash,
 // no access out of bounds, no undefined behaviour (what the sanitizers watch), no abort.
 #pragma once
-#include "../../../llmc/common.h"
+#include "base/common.h"
 
 // Runs code that may call fatal(): that comes back here, with false, and memory and files it had are
 // released.

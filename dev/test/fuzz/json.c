@@ -3,11 +3,11 @@
 // model and of the optimizer file. It is verified, and found good or refused.
 #include "harness.h"
 
-#include "../../../llmc/checkpoint.h"
-#include "../../../llmc/checkpoint_directory.h"
-#include "../../../llmc/files.h"
-#include "../../../llmc/json.h"
-#include "../../../llmc/safetensors.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/directory.h"
+#include "base/files.h"
+#include "base/json.h"
+#include "checkpoint/safetensors.h"
 
 #include <stdlib.h>
 #include <string.h>

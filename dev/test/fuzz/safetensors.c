@@ -1,7 +1,7 @@
 // A safetensors file of any contents: what is opened has its tensors inside the file, and they can be read.
 #include "harness.h"
 
-#include "../../../llmc/safetensors.h"
+#include "checkpoint/safetensors.h"
 
 #include <stdlib.h>
 #include <string.h>

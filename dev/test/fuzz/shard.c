@@ -2,7 +2,7 @@
 // or every sample of it can be read, and has tokens of the vocabulary.
 #include "harness.h"
 
-#include "../../../llmc/dataset.h"
+#include "run/dataset.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,0 +1,111 @@
+// The CPU as a device: host memory, and operations that run at once in the calling thread's OpenMP team.
+#include "device/device.h"
+
+#include "device/cpu/stream.h"
+
+#include <cblas.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// The text after "key<blanks>: " in a file of such lines under /proc, into `value`; false if there is none.
+static bool read_proc(const char *path, const char *key, char *value, size_t size) {
+    FILE *file = fopen(path, "r");
+    if (!file) return false;
+    char line[512];
+    bool found = false;
+    while (!found && fgets(line, sizeof(line), file)) {
+        const char *colon = strchr(line, ':');
+        found = colon && strncmp(line, key, strlen(key)) == 0;
+        if (found) snprintf(value, size, "%.*s", (int)strcspn(colon + 1, "\n") - 1, colon + 2);
+    }
+    fclose(file);
+    return found;
+}
+
+static void cpu_memory(Device *device, size_t *free_bytes, size_t *total_bytes) {
+    (void)device;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char available[64];
+    *total_bytes = (size_t)sysconf(_SC_PHYS_PAGES) * page;
+    // Memory that caches hold is free too, which only /proc/meminfo counts.
+    *free_bytes = read_proc("/proc/meminfo", "MemAvailable", available, sizeof(available))
+                      ? (size_t)strtoull(available, NULL, 10) * 1024
+                      : (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
+}
+
+static void *cpu_allocate(Device *device, size_t bytes) {
+    size_t free_bytes, total_bytes;
+    cpu_memory(device, &free_bytes, &total_bytes);
+    void *memory;
+    if (bytes > free_bytes || posix_memalign(&memory, 256, bytes) != 0) return NULL;
+    // Linux hands out pages when they are first touched; do it now, so that the next caller sees what is
+    // left.
+    const int64_t page = sysconf(_SC_PAGESIZE);
+#pragma omp parallel for schedule(static) num_threads(device->stream->threads)
+    for (int64_t offset = 0; offset < (int64_t)bytes; offset += page) ((volatile char *)memory)[offset] = 0;
+    return memory;
+}
+
+static void cpu_release(Device *device, void *memory) {
+    (void)device;
+    free(memory);
+}
+
+static void cpu_upload(Device *device, void *device_memory, const void *host_memory, size_t bytes) {
+    (void)device;
+    memcpy(device_memory, host_memory, bytes);
+}
+
+static void cpu_download(Device *device, void *host_memory, const void *device_memory, size_t bytes) {
+    (void)device;
+    memcpy(host_memory, device_memory, bytes);
+}
+
+static void cpu_zero(Device *device, void *memory, size_t bytes) {
+    (void)device;
+    memset(memory, 0, bytes);
+}
+
+static void cpu_synchronize(Device *device) {
+    (void)device;
+}
+
+static void cpu_destroy(Device *device) {
+    free(device->stream->scratch);
+    free(device->stream);
+    free(device);
+}
+
+static const Ops *ops_of(StorageType storage) {
+    return storage == STORAGE_FLOAT64   ? &cpu_ops_float64
+           : storage == STORAGE_FLOAT32 ? &cpu_ops_float32
+                                        : &cpu_ops_bfloat16;
+}
+
+Device *cpu_device_create(StorageType storage) {
+    openblas_set_num_threads(1); // the tiles of a product are what runs in parallel
+    Stream *stream = host_allocate(1, sizeof(*stream), "the CPU device");
+    stream->threads = omp_get_max_threads();
+    stream->scratch =
+        host_allocate((size_t)stream->threads * SCRATCH_ELEMENTS, storage_size(accumulator_type(storage)),
+                      "the scratch of the CPU's threads");
+    Device *device = host_allocate(1, sizeof(*device), "the CPU device");
+    *device = (Device){.kind = "cpu",
+                       .ops = ops_of(storage),
+                       .stream = stream,
+                       .allocate = cpu_allocate,
+                       .release = cpu_release,
+                       .upload = cpu_upload,
+                       .download = cpu_download,
+                       .zero = cpu_zero,
+                       .synchronize = cpu_synchronize,
+                       .memory = cpu_memory,
+                       .destroy = cpu_destroy};
+    char model[200] = "CPU";
+    read_proc("/proc/cpuinfo", "model name", model, sizeof(model));
+    snprintf(device->name, sizeof(device->name), "%s, %d thread%s", model, stream->threads,
+             stream->threads == 1 ? "" : "s");
+    return device;
+}

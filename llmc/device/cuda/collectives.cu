@@ -1,0 +1,235 @@
+// Collectives of CUDA devices: NCCL, on one stream for all groups, beside the stream of the operations.
+#include "device/collectives.h"
+#include "parallel/watchdog.h"
+#include "device/cuda/stream.cuh"
+
+#include <nccl.h>
+#include <pthread.h>
+
+// One operation that was queued, until it has ended: what the watchdog looks at.
+struct Queued {
+    cudaEvent_t begun, ended;
+    const char *what;
+};
+
+constexpr int QUEUED_MAX = 256; // that are remembered; with more under way the oldest are not watched
+
+struct CudaCollectives {
+    Collectives collectives; // first, so that it is also one of these
+    int gpu;
+    cudaStream_t stream;
+    cudaEvent_t device_reached, stream_reached; // a point of the device's stream, and of this one
+    ncclComm_t comms[GROUPS];
+    pthread_mutex_t lock; // of what follows
+    Queued queued[QUEUED_MAX];
+    uint64_t first, end; // of those under way, counted from the start
+    uint64_t seen;       // the first when the watchdog last looked,
+    double seen_seconds; // and for how long it has been
+    double held_seconds; // for how long the watchdog has not been let look
+    char trouble[256];
+};
+
+static CudaCollectives *cuda_collectives(Collectives *collectives) {
+    return (CudaCollectives *)collectives;
+}
+
+static void nccl_check(ncclResult_t result, const char *what, const char *file, int line) {
+    if (result == ncclSuccess) return;
+    fatal("NCCL: %s failed at %s:%d: %s; %s", what, file, line, ncclGetErrorString(result),
+          ncclGetLastError(NULL));
+}
+
+#define NCCL_CHECK(call) nccl_check((call), #call, __FILE__, __LINE__)
+
+// --- the queue ------------------------------------------------------------------------------------------
+
+// The span of one operation: behind what the device's stream has been given, and remembered for the watchdog.
+struct QueueScope {
+    CudaCollectives *self;
+    Queued *entry;
+
+    QueueScope(CudaCollectives *self, const char *what) : self(self) {
+        nvtxRangePushA(what);
+        CUDA_CHECK(cudaEventRecord(self->device_reached, self->collectives.device->stream->cuda));
+        CUDA_CHECK(cudaStreamWaitEvent(self->stream, self->device_reached, 0));
+        pthread_mutex_lock(&self->lock);
+        entry = &self->queued[self->end % QUEUED_MAX];
+        entry->what = what;
+        CUDA_CHECK(cudaEventRecord(entry->begun, self->stream));
+    }
+
+    ~QueueScope() {
+        CUDA_CHECK(cudaEventRecord(entry->ended, self->stream));
+        self->end++;
+        if (self->end - self->first > QUEUED_MAX) self->first = self->end - QUEUED_MAX;
+        pthread_mutex_unlock(&self->lock);
+        nvtxRangePop();
+    }
+};
+
+static void finish(Collectives *collectives) {
+    CudaCollectives *self = cuda_collectives(collectives);
+    CUDA_CHECK(cudaEventRecord(self->stream_reached, self->stream));
+    CUDA_CHECK(cudaStreamWaitEvent(collectives->device->stream->cuda, self->stream_reached, 0));
+}
+
+// --- operations -----------------------------------------------------------------------------------------
+
+static void reduce_scatter(Collectives *collectives, GroupKind group, void *buffer, int64_t count,
+                           const char *what) {
+    CudaCollectives *self = cuda_collectives(collectives);
+    QueueScope scope(self, what);
+    float *part = (float *)buffer + collectives->communicator->groups[group].rank * count;
+    NCCL_CHECK(
+        ncclReduceScatter(buffer, part, (size_t)count, ncclFloat, ncclSum, self->comms[group], self->stream));
+}
+
+static void all_gather(Collectives *collectives, GroupKind group, void *buffer, size_t bytes,
+                       const char *what) {
+    CudaCollectives *self = cuda_collectives(collectives);
+    QueueScope scope(self, what);
+    const char *part = (char *)buffer + (size_t)collectives->communicator->groups[group].rank * bytes;
+    NCCL_CHECK(ncclAllGather(part, buffer, bytes, ncclInt8, self->comms[group], self->stream));
+}
+
+static void exchange(Collectives *collectives, GroupKind group, const Message *sends, int send_count,
+                     const Message *receives, int receive_count, const char *what) {
+    CudaCollectives *self = cuda_collectives(collectives);
+    QueueScope scope(self, what);
+    NCCL_CHECK(ncclGroupStart());
+    for (int i = 0; i < send_count; i++)
+        NCCL_CHECK(ncclSend(sends[i].memory, sends[i].bytes, ncclInt8, sends[i].peer, self->comms[group],
+                            self->stream));
+    for (int i = 0; i < receive_count; i++)
+        NCCL_CHECK(ncclRecv(receives[i].memory, receives[i].bytes, ncclInt8, receives[i].peer,
+                            self->comms[group], self->stream));
+    NCCL_CHECK(ncclGroupEnd());
+}
+
+// --- watching -------------------------------------------------------------------------------------------
+
+// The oldest operation that has begun and not ended, if it is the one it was at the last look.
+static const char *look_at_queue(CudaCollectives *self, double deadline) {
+    while (self->first < self->end &&
+           cudaEventQuery(self->queued[self->first % QUEUED_MAX].ended) == cudaSuccess)
+        self->first++;
+    const Queued *oldest = &self->queued[self->first % QUEUED_MAX];
+    const bool waits = self->first < self->end && cudaEventQuery(oldest->begun) == cudaSuccess;
+    self->seen_seconds =
+        waits && self->first == self->seen ? self->seen_seconds + 1 : 0; // it looks once a second
+    self->seen = self->first;
+    if (self->seen_seconds <= deadline) return NULL;
+    snprintf(self->trouble, sizeof(self->trouble),
+             "stuck: waiting for other ranks for %.0f seconds in: %s (--collective-timeout %.0f)",
+             self->seen_seconds, oldest->what, deadline);
+    return self->trouble;
+}
+
+static const char *look(void *context, double deadline) {
+    CudaCollectives *self = (CudaCollectives *)context;
+    cudaSetDevice(self->gpu); // for this thread
+    for (int group = 0; group < GROUPS; group++) {
+        ncclResult_t result = ncclSuccess;
+        if (self->comms[group]) ncclCommGetAsyncError(self->comms[group], &result);
+        if (result == ncclSuccess || result == ncclInProgress) continue;
+        snprintf(self->trouble, sizeof(self->trouble), "NCCL: %s; %s", ncclGetErrorString(result),
+                 ncclGetLastError(NULL));
+        return self->trouble;
+    }
+    // Held, an operation is just being queued, which NCCL can take for a wait of its own.
+    if (pthread_mutex_trylock(&self->lock) != 0) {
+        if (++self->held_seconds <= deadline) return NULL;
+        snprintf(self->trouble, sizeof(self->trouble),
+                 "stuck: queueing an operation between ranks for %.0f seconds (--collective-timeout %.0f)",
+                 self->held_seconds, deadline);
+        return self->trouble;
+    }
+    self->held_seconds = 0;
+    const char *trouble = look_at_queue(self, deadline);
+    pthread_mutex_unlock(&self->lock);
+    return trouble;
+}
+
+// --- making and ending ----------------------------------------------------------------------------------
+
+static void create_comms(CudaCollectives *self, const Communicator *communicator, ncclUniqueId id) {
+    NCCL_CHECK(ncclCommInitRank(&self->comms[GROUP_WORLD], communicator->size, id, communicator->rank));
+    // Only context-parallel ranks have something to tell one another apart from the others.
+    const Group context = communicator->groups[GROUP_CONTEXT];
+    if (context.size > 1)
+        NCCL_CHECK(ncclCommSplit(self->comms[GROUP_WORLD], communicator->groups[GROUP_DATA].rank,
+                                 context.rank, &self->comms[GROUP_CONTEXT], NULL));
+}
+
+// Each kind once: NCCL takes memory for a connection when it is first used, and what it takes later would be
+// missing in the plan of the rest.
+static void connect_all(Collectives *collectives) {
+    const Communicator *communicator = collectives->communicator;
+    const size_t bytes = (size_t)1 << 20;
+    char *buffer;
+    CUDA_CHECK(cudaMalloc(&buffer, bytes * (size_t)communicator->size));
+    CUDA_CHECK(cudaMemset(buffer, 0, bytes * (size_t)communicator->size));
+    reduce_scatter(collectives, GROUP_WORLD, buffer, (int64_t)(bytes / sizeof(float)), "starting NCCL");
+    all_gather(collectives, GROUP_WORLD, buffer, bytes, "starting NCCL");
+    const Group context = communicator->groups[GROUP_CONTEXT];
+    if (context.size > 1) {
+        const int next = (context.rank + 1) % context.size,
+                  previous = (context.rank + context.size - 1) % context.size;
+        const Message sends[] = {{buffer, bytes / 2, next}, {buffer, bytes / 2, previous}};
+        const Message receives[] = {{buffer + bytes, bytes / 2, previous},
+                                    {buffer + bytes + bytes / 2, bytes / 2, next}};
+        exchange(collectives, GROUP_CONTEXT, sends, 2, receives, 2, "starting NCCL");
+    }
+    CUDA_CHECK(cudaStreamSynchronize(cuda_collectives(collectives)->stream));
+    CUDA_CHECK(cudaFree(buffer));
+}
+
+static void destroy(Collectives *collectives) {
+    CudaCollectives *self = cuda_collectives(collectives);
+    CUDA_CHECK(cudaStreamSynchronize(self->stream));
+    for (int group = GROUPS - 1; group >= 0; group--)
+        if (self->comms[group]) NCCL_CHECK(ncclCommDestroy(self->comms[group]));
+    for (Queued &queued : self->queued) {
+        CUDA_CHECK(cudaEventDestroy(queued.begun));
+        CUDA_CHECK(cudaEventDestroy(queued.ended));
+    }
+    CUDA_CHECK(cudaEventDestroy(self->device_reached));
+    CUDA_CHECK(cudaEventDestroy(self->stream_reached));
+    CUDA_CHECK(cudaStreamDestroy(self->stream));
+    pthread_mutex_destroy(&self->lock);
+    free(self);
+}
+
+Collectives *cuda_collectives_create(Device *device, const Communicator *communicator) {
+    CudaCollectives *self = (CudaCollectives *)host_allocate(1, sizeof(CudaCollectives), "the collectives");
+    Collectives *collectives = &self->collectives;
+    collectives->device = device;
+    collectives->communicator = communicator;
+    collectives->reduce_scatter = reduce_scatter;
+    collectives->all_gather = all_gather;
+    collectives->exchange = exchange;
+    collectives->finish = finish;
+    collectives->look = look;
+    collectives->destroy = destroy;
+    pthread_mutex_init(&self->lock, NULL);
+    CUDA_CHECK(cudaGetDevice(&self->gpu));
+    // Before the operations' stream wherever both have something to run: transfers must not wait for the
+    // attention that they hide behind.
+    int least, greatest;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    CUDA_CHECK(cudaStreamCreateWithPriority(&self->stream, cudaStreamNonBlocking, greatest));
+    CUDA_CHECK(cudaEventCreateWithFlags(&self->device_reached, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&self->stream_reached, cudaEventDisableTiming));
+    for (Queued &queued : self->queued) {
+        CUDA_CHECK(cudaEventCreateWithFlags(&queued.begun, cudaEventDisableTiming));
+        CUDA_CHECK(cudaEventCreateWithFlags(&queued.ended, cudaEventDisableTiming));
+    }
+    ncclUniqueId id = {};
+    if (communicator->rank == 0) NCCL_CHECK(ncclGetUniqueId(&id));
+    communicator_broadcast(communicator, &id, sizeof(id), "starting NCCL");
+    watchdog_enter("starting NCCL");
+    create_comms(self, communicator, id);
+    connect_all(collectives);
+    watchdog_leave();
+    return collectives;
+}

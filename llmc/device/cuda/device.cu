@@ -1,0 +1,302 @@
+// A CUDA GPU as a device: memory, transfers, the stream, and the table of operations.
+#include "device/device.h"
+#include "device/cuda/adamw.cuh"
+#include "device/cuda/attention.cuh"
+#include "device/cuda/cross_entropy.cuh"
+#include "device/cuda/embedding.cuh"
+#include "device/cuda/lighthouse.cuh"
+#include "device/cuda/linear.cuh"
+#include "device/cuda/profile.h"
+#include "device/cuda/reduce.cuh"
+#include "device/cuda/rmsnorm.cuh"
+#include "device/cuda/rope.cuh"
+#include "device/cuda/select.cuh"
+#include "device/cuda/swiglu.cuh"
+
+#include <string.h>
+
+static const Ops cuda_ops = {
+    .storage = STORAGE_BFLOAT16,
+    .embedding_forward = embedding_forward,
+    .embedding_backward = embedding_backward,
+    .rmsnorm_forward = rmsnorm_forward,
+    .rmsnorm_backward = rmsnorm_backward,
+    .linear_forward = linear_forward,
+    .linear_backward_input = linear_backward_input,
+    .linear_backward_weight = linear_backward_weight,
+    .rope = rope,
+    .attention_workspace = attention_workspace,
+    .attention_forward = attention_forward,
+    .attention_backward = attention_backward,
+    .attention_merge = attention_merge,
+    .lighthouse_supported = lighthouse_supported,
+    .lighthouse_pool_scores = lighthouse_pool_scores,
+    .lighthouse_select = lighthouse_select,
+    .lighthouse_gather = lighthouse_gather,
+    .lighthouse_gather_backward = lighthouse_gather_backward,
+    .lighthouse_scatter = lighthouse_scatter,
+    .lighthouse_scatter_backward = lighthouse_scatter_backward,
+    .lighthouse_halo = lighthouse_halo,
+    .lighthouse_halo_backward = lighthouse_halo_backward,
+    .swiglu_forward = swiglu_forward,
+    .swiglu_backward = swiglu_backward,
+    .cross_entropy = cross_entropy,
+    .sum = sum,
+    .sum_of_squares = sum_of_squares,
+    .accumulate_rows = accumulate_rows,
+    .copy_rows = copy_rows,
+    .round_rows = round_rows,
+    .round_to_storage = round_to_storage,
+    .adamw = adamw,
+};
+
+// Transfers go through two pinned buffers in turn: while the GPU copies one, the host fills or empties the
+// other.
+constexpr size_t STAGING_BYTES = (size_t)16 << 20;
+
+struct Staging {
+    void *memory;
+    cudaEvent_t copied; // the GPU is done with it
+};
+
+struct CudaDevice {
+    Device device; // first, so that a Device of this kind is also a CudaDevice
+    Stream stream;
+    Staging staging[2];
+};
+
+static CudaDevice *cuda_device(Device *device) {
+    return (CudaDevice *)device;
+}
+
+// --- memory ---------------------------------------------------------------------------------------------
+
+static void *cuda_allocate(Device *, size_t bytes) {
+    void *memory = NULL;
+    cudaError_t error = cudaMalloc(&memory, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); // reported to the caller, so not to the next check
+        return NULL;
+    }
+    CUDA_CHECK(error);
+    return memory;
+}
+
+static void cuda_release(Device *, void *memory) {
+    CUDA_CHECK(cudaFree(memory));
+}
+
+// One core cannot copy as fast as the bus can carry.
+static void copy_parallel(void *to, const void *from, size_t bytes) {
+    const size_t piece = (size_t)1 << 20;
+    const int64_t pieces = (int64_t)((bytes + piece - 1) / piece);
+#pragma omp parallel for schedule(static) if (pieces > 1)
+    for (int64_t i = 0; i < pieces; i++) {
+        const size_t start = (size_t)i * piece;
+        memcpy((char *)to + start, (const char *)from + start, bytes - start < piece ? bytes - start : piece);
+    }
+}
+
+static size_t staged_bytes(size_t offset, size_t bytes) {
+    return bytes - offset < STAGING_BYTES ? bytes - offset : STAGING_BYTES;
+}
+
+static void cuda_upload(Device *device, void *device_memory, const void *host_memory, size_t bytes) {
+    CudaDevice *self = cuda_device(device);
+    for (size_t offset = 0, turn = 0; offset < bytes; offset += STAGING_BYTES, turn++) {
+        const size_t piece = staged_bytes(offset, bytes);
+        Staging *staging = &self->staging[turn % 2];
+        CUDA_CHECK(cudaEventSynchronize(staging->copied));
+        copy_parallel(staging->memory, (const char *)host_memory + offset, piece);
+        CUDA_CHECK(cudaMemcpyAsync((char *)device_memory + offset, staging->memory, piece,
+                                   cudaMemcpyHostToDevice, self->stream.cuda));
+        CUDA_CHECK(cudaEventRecord(staging->copied, self->stream.cuda));
+    }
+}
+
+static void cuda_download(Device *device, void *host_memory, const void *device_memory, size_t bytes) {
+    CudaDevice *self = cuda_device(device);
+    // One turn more than there are pieces: each turn starts a piece and takes in the one before it.
+    for (size_t offset = 0, turn = 0; offset < bytes + STAGING_BYTES; offset += STAGING_BYTES, turn++) {
+        if (offset < bytes) {
+            Staging *staging = &self->staging[turn % 2];
+            CUDA_CHECK(cudaMemcpyAsync(staging->memory, (const char *)device_memory + offset,
+                                       staged_bytes(offset, bytes), cudaMemcpyDeviceToHost,
+                                       self->stream.cuda));
+            CUDA_CHECK(cudaEventRecord(staging->copied, self->stream.cuda));
+        }
+        if (turn > 0 && offset - STAGING_BYTES < bytes) {
+            const size_t before = offset - STAGING_BYTES;
+            Staging *staging = &self->staging[(turn - 1) % 2];
+            CUDA_CHECK(cudaEventSynchronize(staging->copied));
+            copy_parallel((char *)host_memory + before, staging->memory, staged_bytes(before, bytes));
+        }
+    }
+}
+
+static void cuda_zero(Device *device, void *memory, size_t bytes) {
+    CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, device->stream->cuda));
+}
+
+static void cuda_synchronize(Device *device) {
+    CUDA_CHECK(cudaStreamSynchronize(device->stream->cuda));
+}
+
+static void cuda_memory(Device *, size_t *free_bytes, size_t *total_bytes) {
+    CUDA_CHECK(cudaMemGetInfo(free_bytes, total_bytes));
+}
+
+// --- the device -----------------------------------------------------------------------------------------
+
+// Dense bfloat16 FLOP/s by the datasheets; a name is known by its longest prefix here.
+static double peak_flops(const char *name) {
+    static const struct {
+        const char *name;
+        double flops;
+    } gpus[] = {
+        {"NVIDIA A100", 312e12},     {"NVIDIA H100", 989e12},  {"NVIDIA H100 PCIe", 756e12},
+        {"NVIDIA H100 NVL", 835e12}, {"NVIDIA H200", 989e12},  {"NVIDIA H200 NVL", 835e12},
+        {"NVIDIA GH200", 989e12},    {"NVIDIA B200", 2250e12},
+    };
+    double flops = 0;
+    size_t longest = 0;
+    for (size_t i = 0; i < COUNT_OF(gpus); i++) {
+        const size_t length = strlen(gpus[i].name);
+        if (length > longest && !strncmp(name, gpus[i].name, length)) {
+            longest = length;
+            flops = gpus[i].flops;
+        }
+    }
+    return flops;
+}
+
+static void check_gpu(int index, const cudaDeviceProp *properties) {
+    if (properties->major < 8)
+        fatal("GPU %d, %s, has compute capability %d.%d: bfloat16 arithmetic needs 8.0 (A100) or newer",
+              index, properties->name, properties->major, properties->minor);
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, round_to_storage_kernel) != cudaSuccess)
+        fatal("GPU %d, %s, has compute capability %d.%d, and this program was built for others (%s): rebuild "
+              "it with "
+              "make GPU_ARCH=sm_%d%d",
+              index, properties->name, properties->major, properties->minor,
+              cudaGetErrorString(cudaGetLastError()), properties->major, properties->minor);
+}
+
+static void stream_create(Stream *stream, const cudaDeviceProp *properties) {
+    stream->multiprocessors = properties->multiProcessorCount;
+    stream->shared_memory = properties->sharedMemPerMultiprocessor;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream->cuda, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaMalloc(&stream->workspace, WORKSPACE_BYTES));
+    CUBLAS_CHECK(cublasLtCreate(&stream->cublaslt));
+    stream->attention = cudnn_attention_create(stream->cuda);
+}
+
+static void stream_destroy(Stream *stream) {
+    matmuls_free(stream);
+    cudnn_attention_destroy(stream->attention);
+    CUBLAS_CHECK(cublasLtDestroy(stream->cublaslt));
+    CUDA_CHECK(cudaFree(stream->workspace));
+    CUDA_CHECK(cudaStreamDestroy(stream->cuda));
+}
+
+static void cuda_destroy(Device *device) {
+    CudaDevice *self = cuda_device(device);
+    cuda_synchronize(device);
+    if (self->stream.profile) {
+        int count;
+        free(cuda_profile_stop(device, &count));
+    }
+    for (Staging &staging : self->staging) {
+        CUDA_CHECK(cudaFreeHost(staging.memory));
+        CUDA_CHECK(cudaEventDestroy(staging.copied));
+    }
+    stream_destroy(&self->stream);
+    free(self);
+}
+
+int cuda_device_count(void) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    cudaGetLastError();
+    return 0;
+}
+
+Device *cuda_device_create(int index) {
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess)
+        fatal("no CUDA GPU can be used: %s%s", cudaGetErrorString(error), cuda_hint(error));
+    if (index < 0 || index >= count)
+        fatal("there is no CUDA GPU %d: this process sees %d, numbered from 0", index, count);
+    cudaDeviceProp properties;
+    CUDA_CHECK(cudaSetDevice(index));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+    check_gpu(index, &properties);
+
+    CudaDevice *self = (CudaDevice *)host_allocate(1, sizeof(CudaDevice), "the device");
+    stream_create(&self->stream, &properties);
+    for (Staging &staging : self->staging) {
+        CUDA_CHECK(cudaMallocHost(&staging.memory, STAGING_BYTES));
+        CUDA_CHECK(cudaEventCreateWithFlags(&staging.copied, cudaEventDisableTiming));
+    }
+    Device *device = &self->device;
+    device->kind = "cuda";
+    snprintf(device->name, sizeof(device->name), "%s", properties.name);
+    device->ops = &cuda_ops;
+    device->stream = &self->stream;
+    device->peak_flops = peak_flops(properties.name);
+    device->allocate = cuda_allocate;
+    device->release = cuda_release;
+    device->upload = cuda_upload;
+    device->download = cuda_download;
+    device->zero = cuda_zero;
+    device->synchronize = cuda_synchronize;
+    device->memory = cuda_memory;
+    device->destroy = cuda_destroy;
+    return device;
+}
+
+// --- profile (profile.h) --------------------------------------------------------------------------------
+
+void cuda_profile_start(Device *device) {
+    if (!device->stream->profile)
+        device->stream->profile = (Profile *)host_allocate(1, sizeof(Profile), "the profile");
+}
+
+static ProfileRow *profile_row(ProfileRow *rows, int *count, const char *name) {
+    for (int i = 0; i < *count; i++)
+        if (!strcmp(rows[i].name, name)) return &rows[i];
+    ProfileRow *row = &rows[(*count)++];
+    snprintf(row->name, sizeof(row->name), "%s", name);
+    return row;
+}
+
+static int compare_rows(const void *a, const void *b) {
+    const double x = ((const ProfileRow *)a)->milliseconds, y = ((const ProfileRow *)b)->milliseconds;
+    return (x < y) - (x > y);
+}
+
+ProfileRow *cuda_profile_stop(Device *device, int *count) {
+    Profile *profile = device->stream->profile;
+    device->stream->profile = NULL;
+    cuda_synchronize(device);
+    ProfileRow *rows = (ProfileRow *)host_allocate(profile->count, sizeof(ProfileRow), "the profile's table");
+    *count = 0;
+    for (size_t i = 0; i < profile->count; i++) {
+        ProfiledOp *op = &profile->ops[i];
+        float milliseconds;
+        CUDA_CHECK(cudaEventElapsedTime(&milliseconds, op->begin, op->end));
+        ProfileRow *row = profile_row(rows, count, op->name);
+        row->calls++;
+        row->milliseconds += milliseconds;
+        row->bytes += op->bytes;
+        row->flops += op->flops;
+        CUDA_CHECK(cudaEventDestroy(op->begin));
+        CUDA_CHECK(cudaEventDestroy(op->end));
+    }
+    qsort(rows, (size_t)*count, sizeof(ProfileRow), compare_rows);
+    free(profile->ops);
+    free(profile);
+    return rows;
+}

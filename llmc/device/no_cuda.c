@@ -1,0 +1,23 @@
+// CUDA devices in a build without CUDA: there are none. With CUDA they are in llmc/device/cuda, and the CPU is in
+// llmc/device/cpu/device.c.
+#include "device/collectives.h"
+
+#ifndef USE_CUDA
+
+int cuda_device_count(void) {
+    return 0;
+}
+
+Device *cuda_device_create(int index) {
+    fatal("cannot use CUDA device %d: this program was built without CUDA (make DEVICE=cpu); build it with "
+          "make "
+          "DEVICE=cuda, or run it with --device cpu",
+          index);
+}
+
+Collectives *cuda_collectives_create(Device *device, const Communicator *communicator) {
+    (void)communicator;
+    fatal("%s is a CUDA device, and this program was built without CUDA", device->name);
+}
+
+#endif

@@ -1,0 +1,23 @@
+// How many floating-point operations training does, by count: what MFU is measured against.
+#pragma once
+#include "model/config.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    double linear;    // matrix products with weights
+    double attention; // the two products of scores and values
+} FlopsPerToken;
+
+// Forward and backward of one token, on average over a sequence: two operations for a multiplication and
+// addition, the backward twice the forward (arXiv 2204.02311, appendix B), half of the score matrix. What
+// recomputation adds is not counted. Of the layers, `lighthouse_layers` attend over a subsequence of
+// `entries`, the others over seq_len.
+FlopsPerToken flops_per_token(const ModelConfig *config, int64_t seq_len, int64_t lighthouse_layers,
+                              int64_t entries);
+
+#ifdef __cplusplus
+}
+#endif

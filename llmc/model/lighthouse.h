@@ -1,0 +1,80 @@
+// Lighthouse attention (arXiv 2605.06554): a short causal subsequence of a pyramid of pooled queries, keys
+// and values is picked by a top-K cascade, dense attention runs on it, and its outputs are scattered back.
+#pragma once
+#include "model/attention.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// The options --levels, --pool, --topk and --topk-tile.
+typedef struct {
+    int64_t levels, pool, topk, tile;
+} LighthouseSettings;
+
+// Why these settings do not work at this length, with the nearest values that do, in `reason`; false if they
+// do not. The rules: pool a power of two, at least 2; levels at least 2; tile even, at least 2*pool; topk a
+// multiple of tile; pool^(levels-1) divides seq_len; the topk/tile chunks divide the coarsest level's entries
+// into equal parts of at least tile.
+bool lighthouse_valid(const LighthouseSettings *settings, int64_t seq_len, char *reason, size_t reason_size);
+
+// The shape of valid settings.
+LighthouseShape lighthouse_shape(const LighthouseSettings *settings, int64_t batch, int64_t seq_len,
+                                 int heads, int kv_heads, int head_dim);
+
+// The part of it that each of `size` context-parallel ranks has (llmc/parallel/sequence_parts.h): whole chunks, so that each
+// rank selects on its own exactly what one would.
+LighthouseShape lighthouse_part(LighthouseShape whole, int size);
+
+// One layer's attention: what is kept from forward to backward, all device memory.
+typedef struct {
+    int32_t *positions; // [batch, heads, pyramid]
+    void *gathered;     // S[batch, entries, 3*heads, head_dim]
+    void *sub_out;      // S[batch, entries, heads, head_dim]
+    void *logsumexp;    // A[batch, heads, entries]
+} LighthouseLayer;
+
+// What crosses from piece to piece of sequences that a context-parallel group holds: device memory that
+// layers share. All NULL without one.
+typedef struct {
+    Collectives *context;
+    void *sent, *received;           // S[pieces, batch, levels-1, heads, head_dim], as ops.h has a halo
+    void *grad_sent, *grad_received; // A, likewise
+} LighthouseHalo;
+
+// Elements of each of a halo's four buffers.
+int64_t lighthouse_halo_elements(const LighthouseShape *shape);
+
+// The inner attention's plan for this shape.
+AttentionPlan lighthouse_attention_plan(Device *device, const LighthouseShape *shape, bool deterministic,
+                                        size_t workspace_bound, Collectives *context);
+
+// layer->positions from scores A[batch, heads + kv_heads, pyramid], whose level 0 the RoPE operation wrote;
+// the coarser levels are filled here.
+void lighthouse_select(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
+                       void *scores);
+
+// layer->gathered from qkv S[batch, seq_len, heads + 2*kv_heads, head_dim] and the positions.
+void lighthouse_gather(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
+                       const void *qkv);
+
+// layer->sub_out and logsumexp from gathered; workspace as the inner plan says.
+void lighthouse_attend(Device *device, const AttentionPlan *inner, const LighthouseLayer *layer,
+                       void *workspace);
+
+// out S[batch, seq_len, heads, head_dim] from layer->sub_out.
+void lighthouse_scatter(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
+                        const LighthouseHalo *halo, void *out);
+
+// Elements of storage type that lighthouse_backward needs as scratch.
+int64_t lighthouse_backward_scratch(const LighthouseShape *shape);
+
+// grad_qkv S, laid out as qkv and turned back by `angles` (as rope's inverse; NULL: not), from grad_out S,
+// laid out as out. The selection has no gradient.
+void lighthouse_backward(Device *device, const LighthouseShape *shape, const AttentionPlan *inner,
+                         const LighthouseLayer *layer, const LighthouseHalo *halo, void *grad_qkv,
+                         const void *grad_out, const void *angles, void *scratch, void *workspace);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,110 @@
+#include "run/logger.h"
+
+#include "base/files.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// The step of a line of metrics, or a step beyond all if the line is damaged (a crash can cut the last one).
+static int64_t line_step(const char *line) {
+    cJSON *json = cJSON_Parse(line);
+    const cJSON *step = cJSON_GetObjectItemCaseSensitive(json, "step");
+    const int64_t number = cJSON_IsNumber(step) ? (int64_t)step->valuedouble : INT64_MAX;
+    cJSON_Delete(json);
+    return number;
+}
+
+// Rewrites the file without the lines of steps after `step`; written beside it first, so that nothing is
+// lost.
+static void drop_lines_after(const char *path, int64_t step) {
+    FILE *old = fopen(path, "r");
+    if (!old && errno == ENOENT) return;
+    char *fresh_path = format_string("%s.tmp", path);
+    FILE *fresh = old ? fopen(fresh_path, "w") : NULL;
+    if (!fresh) fatal("cannot rewrite %s: %s", path, strerror(errno));
+    char *line = NULL;
+    size_t capacity = 0;
+    while (getline(&line, &capacity, old) > 0)
+        if (line_step(line) <= step) fputs(line, fresh);
+    free(line);
+    fclose(old);
+    if (fflush(fresh) != 0 || fsync(fileno(fresh)) != 0 || fclose(fresh) != 0 ||
+        rename(fresh_path, path) != 0)
+        fatal("cannot rewrite %s: %s", path, strerror(errno));
+    free(fresh_path);
+}
+
+Logger logger_open(const char *out_dir, int64_t step) {
+    Logger logger = {0};
+    if (!directory_make(out_dir)) fatal("cannot make the output directory %s: %s", out_dir, strerror(errno));
+    logger.path = format_string("%s/metrics.jsonl", out_dir);
+    drop_lines_after(logger.path, step);
+    logger.metrics = fopen(logger.path, "a");
+    if (!logger.metrics) fatal("cannot write %s: %s", logger.path, strerror(errno));
+    return logger;
+}
+
+// JSON has no numbers that are not finite.
+static void write_number(FILE *file, const char *name, double value) {
+    if (isfinite(value))
+        fprintf(file, ", \"%s\": %.9g", name, value);
+    else
+        fprintf(file, ", \"%s\": null", name);
+}
+
+static void write_metrics(Logger *logger, const StepReport *r) {
+    FILE *file = logger->metrics;
+    fprintf(file, "{\"step\": %ld, \"samples\": %ld", (long)r->step, (long)r->samples);
+    write_number(file, "loss", r->loss);
+    write_number(file, "grad_norm", r->grad_norm);
+    fprintf(file, ", \"lr\": %.15g", r->learning_rate);
+    if (r->skipped) fprintf(file, ", \"skipped\": true");
+    fprintf(file, ", \"selection\": \"%s\"", r->selection ? "on" : "off");
+    if (!isnan(r->validation_loss)) write_number(file, "val_loss", r->validation_loss);
+    if (!isnan(r->validation_dense)) write_number(file, "val_loss_dense", r->validation_dense);
+    fprintf(file, ", \"ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * r->seconds, r->tokens / r->seconds);
+    if (!isnan(r->mfu)) fprintf(file, ", \"mfu\": %.4f", r->mfu);
+    fprintf(file, ", \"memory_gib\": %.3f}\n", r->memory / 0x1p30);
+    const bool written = fflush(file) == 0;
+    if (!written && !logger->failing)
+        warning("cannot write %s: %s; lines may be missing there", logger->path, strerror(errno));
+    logger->failing = !written;
+    clearerr(file);
+}
+
+static void print_step(const Logger *logger, const StepReport *r) {
+    char memory[32], mfu[16] = "n/a";
+    if (!isnan(r->mfu)) snprintf(mfu, sizeof(mfu), "%.1f%%", 100 * r->mfu);
+    const long left = lround((double)(r->steps - r->step) * logger->usual_seconds);
+    printf("step %ld/%ld | selection %s | loss %.4f | grad norm %.3f | lr %.3e | %.0f ms | %.0f tokens/s | "
+           "MFU %s | %s | "
+           "%ld:%02ld:%02ld left",
+           (long)r->step, (long)r->steps, r->selection ? "on" : "off", r->loss, r->grad_norm,
+           r->learning_rate, 1e3 * r->seconds, r->tokens / r->seconds, mfu, format_bytes(memory, r->memory),
+           left / 3600, left / 60 % 60, left % 60);
+    if (!isnan(r->validation_loss)) printf(" | val loss %.4f", r->validation_loss);
+    if (!isnan(r->validation_dense)) printf(" | dense val loss %.4f", r->validation_dense);
+    if (r->skipped) printf(" | no update");
+    printf("\n");
+    fflush(stdout);
+}
+
+void logger_step(Logger *logger, const StepReport *report, bool print) {
+    const double weight = 0.1; // of the newest step
+    logger->usual_seconds = logger->usual_seconds == 0
+                                ? report->seconds
+                                : (1 - weight) * logger->usual_seconds + weight * report->seconds;
+    write_metrics(logger, report);
+    if (print) print_step(logger, report);
+}
+
+void logger_close(Logger *logger) {
+    if (logger->metrics && fclose(logger->metrics) != 0 && !logger->failing)
+        warning("cannot write %s: %s; lines may be missing there", logger->path, strerror(errno));
+    free(logger->path);
+    memset(logger, 0, sizeof(*logger));
+}

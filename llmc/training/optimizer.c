@@ -1,0 +1,187 @@
+#include "training/optimizer.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static StorageType storage_of(const Optimizer *optimizer) {
+    return optimizer->model->device->ops->storage;
+}
+static StorageType accumulator_of(const Optimizer *optimizer) {
+    return accumulator_type(storage_of(optimizer));
+}
+static const ParameterTable *table_of(const Optimizer *optimizer) {
+    return &optimizer->model->parameters;
+}
+
+static void *part(void *array, int64_t offset, StorageType type) {
+    return (char *)array + offset * (int64_t)storage_size(type);
+}
+
+void optimizer_create(Optimizer *optimizer, const OptimizerSettings *settings, Model *model,
+                      MemoryPlan *plan) {
+    memset(optimizer, 0, sizeof(*optimizer));
+    optimizer->settings = *settings;
+    optimizer->model = model;
+    optimizer->collectives = model->settings.collectives;
+    const ParameterTable *table = &model->parameters;
+    optimizer->ranks = table->ranks;
+    optimizer->rank = optimizer->collectives ? optimizer->collectives->communicator->rank : 0;
+    const int64_t elements = settings->sharded ? table->elements / table->ranks : table->elements;
+    const size_t bytes = (size_t)elements * storage_size(accumulator_of(optimizer));
+    const char *share = settings->sharded && table->ranks > 1 ? ", this rank's" : "";
+    plan_add(plan, bytes, &optimizer->master, "optimizer: master weights%s", share);
+    plan_add(plan, bytes, &optimizer->m, "optimizer: first moments%s", share);
+    plan_add(plan, bytes, &optimizer->v, "optimizer: second moments%s", share);
+    plan_add(plan, 2 * (size_t)table->bucket_count * sizeof(double), &optimizer->norm_squares,
+             "optimizer: gradient norms");
+}
+
+// The elements of a bucket that this rank updates, in the flat buffers; and where their state begins.
+static ElementRange updated_range(const Optimizer *optimizer, int bucket) {
+    const ParameterBucket *b = &table_of(optimizer)->buckets[bucket];
+    if (optimizer->settings.sharded) return bucket_part(table_of(optimizer), bucket, optimizer->rank);
+    return (ElementRange){b->offset, b->count};
+}
+static int64_t state_start(const Optimizer *optimizer, int bucket) {
+    const int64_t offset = table_of(optimizer)->buckets[bucket].offset;
+    return optimizer->settings.sharded ? offset / optimizer->ranks : offset;
+}
+
+// Makes the updated part of a bucket's weights, wherever it is, everyone's.
+static void publish(const Optimizer *optimizer, int bucket) {
+    if (!optimizer->settings.sharded || !optimizer->collectives) return;
+    const ParameterBucket *b = &table_of(optimizer)->buckets[bucket];
+    const StorageType storage = storage_of(optimizer);
+    collectives_all_gather(
+        optimizer->collectives, GROUP_WORLD, part(optimizer->model->weights, b->offset, storage),
+        (size_t)(b->count / optimizer->ranks) * storage_size(storage), "gathering updated weights");
+}
+
+static void finish(const Optimizer *optimizer) {
+    if (optimizer->collectives) collectives_finish(optimizer->collectives);
+}
+
+// --- initial weights ------------------------------------------------------------------------------------
+
+static void upload_initial(Optimizer *optimizer, const Parameter *p, uint64_t seed) {
+    const StorageType accumulator = accumulator_of(optimizer);
+    Device *device = optimizer->model->device;
+    const ElementRange range = updated_range(optimizer, p->bucket);
+    const int64_t first = max_i64(p->offset, range.first);
+    const int64_t count = min_i64(p->offset + p->count, range.first + range.count) - first;
+    if (count <= 0) return;
+    float *values = (float *)host_allocate((size_t)count, sizeof(float), "initial weights");
+    parameter_initialize(values, p, first - p->offset, count, seed);
+    void *stored = values;
+    if (accumulator == STORAGE_FLOAT64) {
+        double *wide = (double *)host_allocate((size_t)count, sizeof(double), "initial weights");
+        storage_to_double(wide, values, STORAGE_FLOAT32, (size_t)count);
+        stored = wide;
+    }
+    const int64_t at = state_start(optimizer, p->bucket) + (first - range.first);
+    device->upload(device, part(optimizer->master, at, accumulator), stored,
+                   (size_t)count * storage_size(accumulator));
+    if (stored != values) free(stored);
+    free(values);
+}
+
+void optimizer_initialize(Optimizer *optimizer, uint64_t seed) {
+    Model *model = optimizer->model;
+    Device *device = model->device;
+    const ParameterTable *table = &model->parameters;
+    const StorageType storage = storage_of(optimizer), accumulator = accumulator_of(optimizer);
+    const int64_t elements = optimizer->settings.sharded ? table->elements / table->ranks : table->elements;
+    const size_t bytes = (size_t)elements * storage_size(accumulator);
+    // Padding between tensors stays zero.
+    device->zero(device, optimizer->master, bytes);
+    device->zero(device, optimizer->m, bytes);
+    device->zero(device, optimizer->v, bytes);
+    for (int i = 0; i < table->count; i++) upload_initial(optimizer, &table->list[i], seed);
+    for (int bucket = 0; bucket < table->bucket_count; bucket++) {
+        const ElementRange range = updated_range(optimizer, bucket);
+        device->ops->round_to_storage(part(model->weights, range.first, storage),
+                                      part(optimizer->master, state_start(optimizer, bucket), accumulator),
+                                      range.count, device->stream);
+        publish(optimizer, bucket);
+    }
+    finish(optimizer);
+}
+
+// --- gradients ------------------------------------------------------------------------------------------
+
+static double *norm_square(const Optimizer *optimizer, int bucket, bool of_sum) {
+    return (double *)optimizer->norm_squares + (of_sum ? table_of(optimizer)->bucket_count : 0) + bucket;
+}
+
+static void reduce_bucket(void *context, int bucket) {
+    const Optimizer *optimizer = (const Optimizer *)context;
+    Model *model = optimizer->model;
+    Device *device = model->device;
+    const ParameterBucket *b = &model->parameters.buckets[bucket];
+    void *gradients = part(model->gradients, b->offset, accumulator_of(optimizer));
+    if (optimizer->ranks == 1) return;
+    device->ops->sum_of_squares(norm_square(optimizer, bucket, false), gradients, b->count, device->stream);
+    const int64_t count = b->count / optimizer->ranks;
+    collectives_reduce_scatter(optimizer->collectives, GROUP_WORLD, gradients, count,
+                               "summing gradients over ranks");
+    if (!optimizer->settings.sharded)
+        collectives_all_gather(optimizer->collectives, GROUP_WORLD, gradients,
+                               (size_t)count * storage_size(accumulator_of(optimizer)),
+                               "gathering summed gradients");
+}
+
+GradientsReady optimizer_reduction(Optimizer *optimizer) {
+    GradientsReady ready = {reduce_bucket, optimizer};
+    return ready;
+}
+
+static double download_norm_square(const Optimizer *optimizer, bool of_sum) {
+    Device *device = optimizer->model->device;
+    const size_t count = (size_t)table_of(optimizer)->bucket_count;
+    double *squares = (double *)host_allocate(count, sizeof(double), "gradient norms"), sum = 0;
+    device->download(device, squares, norm_square(optimizer, 0, of_sum), count * sizeof(double));
+    for (size_t i = 0; i < count; i++) sum += squares[i];
+    free(squares);
+    return sum;
+}
+
+double optimizer_grad_norm(Optimizer *optimizer, double *norm_here) {
+    Model *model = optimizer->model;
+    Device *device = model->device;
+    finish(optimizer);
+    // Each rank sums up its part, sharded or not: so both ways give the same bits.
+    for (int bucket = 0; bucket < model->parameters.bucket_count; bucket++) {
+        const ElementRange range = bucket_part(&model->parameters, bucket, optimizer->rank);
+        device->ops->sum_of_squares(norm_square(optimizer, bucket, true),
+                                    part(model->gradients, range.first, accumulator_of(optimizer)),
+                                    range.count, device->stream);
+    }
+    double square = download_norm_square(optimizer, true);
+    if (norm_here) *norm_here = sqrt(optimizer->ranks == 1 ? square : download_norm_square(optimizer, false));
+    if (optimizer->collectives)
+        communicator_sum(optimizer->collectives->communicator, &square, 1, "the gradient's norm");
+    return sqrt(square);
+}
+
+// --- update ---------------------------------------------------------------------------------------------
+
+void optimizer_update(Optimizer *optimizer, int64_t step, double learning_rate, double grad_norm) {
+    const OptimizerSettings *s = &optimizer->settings;
+    Model *model = optimizer->model;
+    const StorageType storage = storage_of(optimizer), accumulator = accumulator_of(optimizer);
+    AdamwStep update = {step, learning_rate, s->beta1, s->beta2, s->epsilon, 0, 1};
+    // As torch.nn.utils.clip_grad_norm_ does it.
+    if (s->grad_clip > 0) update.gradient_scale = fmin(1, s->grad_clip / (grad_norm + 1e-6));
+    for (int bucket = 0; bucket < model->parameters.bucket_count; bucket++) {
+        const ElementRange range = updated_range(optimizer, bucket);
+        const int64_t state = state_start(optimizer, bucket);
+        update.weight_decay = model->parameters.buckets[bucket].decay || s->decay_all ? s->weight_decay : 0;
+        model->device->ops->adamw(
+            part(model->weights, range.first, storage), part(optimizer->master, state, accumulator),
+            part(optimizer->m, state, accumulator), part(optimizer->v, state, accumulator),
+            part(model->gradients, range.first, accumulator), range.count, &update, model->device->stream);
+        publish(optimizer, bucket);
+    }
+    finish(optimizer);
+}

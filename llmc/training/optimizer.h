@@ -1,0 +1,49 @@
+// AdamW over the model's flat buffers, with master weights and moments in the accumulator type. Over several
+// ranks the gradients are summed bucket by bucket, while the backward goes on; each rank keeps the state of
+// all weights, or (sharded: ZeRO stage 1, arXiv 1910.02054) of its part of every bucket.
+#pragma once
+#include "model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    double beta1, beta2, epsilon, weight_decay;
+    bool decay_all;   // norms too, not only matrices
+    double grad_clip; // the gradient's norm is scaled down to this; 0: never
+    bool sharded;
+} OptimizerSettings;
+
+typedef struct {
+    OptimizerSettings settings;
+    Model *model;
+    Collectives *collectives; // NULL: there is one rank
+    int rank, ranks;
+    // A[parameters.elements]; sharded, A[parameters.elements / ranks]: the part of a bucket begins at
+    // bucket.offset / ranks.
+    void *master, *m, *v;
+    void *norm_squares; // double[2 * buckets]: of this rank's gradients, and of its part of their sum
+} Optimizer;
+
+// Lays out the optimizer and adds its buffers to the plan, which keeps addresses inside *optimizer.
+void optimizer_create(Optimizer *optimizer, const OptimizerSettings *settings, Model *model,
+                      MemoryPlan *plan);
+
+// Initial master weights from the seed, rounded weights from them, moments zero.
+void optimizer_initialize(Optimizer *optimizer, uint64_t seed);
+
+// For the last model_accumulate of a step: sums each bucket's gradients over the ranks. They are not to be
+// used before optimizer_grad_norm.
+GradientsReady optimizer_reduction(Optimizer *optimizer);
+
+// Waits, and returns the norm of the whole gradient, summed over all ranks. *norm_here, if not NULL, is that
+// of this rank's own before the sum.
+double optimizer_grad_norm(Optimizer *optimizer, double *norm_here);
+
+// Updates all weights from the gradients, whose norm is grad_norm. `step` counts from 1.
+void optimizer_update(Optimizer *optimizer, int64_t step, double learning_rate, double grad_norm);
+
+#ifdef __cplusplus
+}
+#endif
