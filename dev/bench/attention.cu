@@ -57,9 +57,9 @@ typedef struct {
 
 static void rope(Bench *b, void *norms) {
     const LighthouseShape *s = &b->shape;
-    b->device->ops->rope(b->qkv, norms, s->pyramid, b->angles, s->batch, s->seq_len,
-                         s->heads + 2 * s->kv_heads, s->heads + s->kv_heads, s->head_dim, false,
-                         b->device->stream);
+    b->device->ops->rope.rotate(b->qkv, norms, s->pyramid, b->angles, s->batch, s->seq_len,
+                                s->heads + 2 * s->kv_heads, s->heads + s->kv_heads, s->head_dim, false,
+                                b->device->stream);
 }
 
 static const LighthouseHalo no_halo = {}; // the sequence is here whole

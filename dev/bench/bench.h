@@ -68,7 +68,7 @@ static inline void ceiling_copy(void *context) {
 static inline void ceiling_multiply(void *context) {
     CeilingRun *run = (CeilingRun *)context;
     for (int i = 0; i < run->products; i++)
-        run->device->ops->linear_forward(run->c, run->a, run->b, NULL, run->size, run->size, run->size,
+        run->device->ops->linear.forward(run->c, run->a, run->b, NULL, run->size, run->size, run->size,
                                          run->device->stream);
     run->device->synchronize(run->device);
 }

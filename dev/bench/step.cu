@@ -123,8 +123,9 @@ static void copy_exchange(Collectives *self, GroupKind, const Message *sends, in
                           const Message *receives, int receive_count, const char *) {
     const int64_t columns = 64; // 128 bytes
     for (int i = 0; i < send_count && i < receive_count; i++)
-        self->device->ops->copy_rows(receives[i].memory, columns, sends[i].memory, columns,
-                                     (int64_t)sends[i].bytes / (2 * columns), columns, self->device->stream);
+        self->device->ops->convert.copy_rows(receives[i].memory, columns, sends[i].memory, columns,
+                                             (int64_t)sends[i].bytes / (2 * columns), columns,
+                                             self->device->stream);
 }
 static void no_reduce_scatter(Collectives *, GroupKind, void *, int64_t, const char *) {}
 static void no_all_gather(Collectives *, GroupKind, void *, size_t, const char *) {}

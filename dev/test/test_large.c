@@ -78,16 +78,16 @@ static void elementwise(void *argument) {
     fill_tail(device, large_grad, many_rows, small_grad, half);
     fill_tail(device, weight, TAIL, weight, columns);
 
-    ops->rmsnorm_forward(large_out, rstd, large, weight, many_rows, columns, 1e-5, stream);
-    ops->rmsnorm_forward(small_out, rstd, small, weight, TAIL, columns, 1e-5, stream);
+    ops->rmsnorm.forward(large_out, rstd, large, weight, many_rows, columns, 1e-5, stream);
+    ops->rmsnorm.forward(small_out, rstd, small, weight, TAIL, columns, 1e-5, stream);
     check_tail(device, "rmsnorm_forward", large_out, many_rows, small_out, columns);
 
-    ops->swiglu_forward(large_out, large, many_rows, half, stream);
-    ops->swiglu_forward(small_out, small, TAIL, half, stream);
+    ops->swiglu.forward(large_out, large, many_rows, half, stream);
+    ops->swiglu.forward(small_out, small, TAIL, half, stream);
     check_tail(device, "swiglu_forward", large_out, many_rows, small_out, half);
 
-    ops->swiglu_backward(large_out, large_grad, large, many_rows, half, stream);
-    ops->swiglu_backward(small_out, small_grad, small, TAIL, half, stream);
+    ops->swiglu.backward(large_out, large_grad, large, many_rows, half, stream);
+    ops->swiglu.backward(small_out, small_grad, small, TAIL, half, stream);
     check_tail(device, "swiglu_backward", large_out, many_rows, small_out, columns);
     void *const arrays[] = {large, large_out, large_grad, small, small_out, small_grad, weight, rstd};
     release_all(device, arrays, COUNT_OF(arrays));
@@ -112,13 +112,13 @@ static void blocks_and_merges(void *argument) {
     void *logsumexp = allocate_zeroed(device, (size_t)(many_rows * heads) * sizeof(float));
     void *zeros = allocate_zeroed(device, (size_t)(many_rows * heads) * sizeof(float));
     fill_tail(device, large, many_rows, small, columns);
-    ops->copy_rows(copy, columns, large, columns, many_rows, columns, stream);
+    ops->convert.copy_rows(copy, columns, large, columns, many_rows, columns, stream);
     check_tail(device, "copy_rows", copy, many_rows, small, columns);
 
-    ops->attention_merge(sum, logsumexp, large, zeros, &shape, true, stream);
-    ops->attention_merge(sum, logsumexp, large, zeros, &shape, false, stream);
+    ops->attention.merge(sum, logsumexp, large, zeros, &shape, true, stream);
+    ops->attention.merge(sum, logsumexp, large, zeros, &shape, false, stream);
     device->zero(device, copy, (size_t)(many_rows * columns) * element_size(device));
-    ops->round_rows(copy, columns, sum, columns, many_rows, columns, stream);
+    ops->convert.round_rows(copy, columns, sum, columns, many_rows, columns, stream);
     check_tail(device, "attention_merge and round_rows", copy, many_rows, small, columns);
     void *const arrays[] = {large, copy, small, sum, logsumexp, zeros};
     release_all(device, arrays, COUNT_OF(arrays));
@@ -138,8 +138,10 @@ static void rotary(void *argument) {
     char *last_angles = (char *)angles + (size_t)(many_rows - TAIL) * angle_row;
     device->upload(device, last_angles, turns, sizeof(turns));
     fill_tail(device, large, many_rows, small, columns);
-    device->ops->rope(large, NULL, 0, angles, 1, many_rows, heads, heads, head_dim, false, device->stream);
-    device->ops->rope(small, NULL, 0, last_angles, 1, TAIL, heads, heads, head_dim, false, device->stream);
+    device->ops->rope.rotate(large, NULL, 0, angles, 1, many_rows, heads, heads, head_dim, false,
+                             device->stream);
+    device->ops->rope.rotate(small, NULL, 0, last_angles, 1, TAIL, heads, heads, head_dim, false,
+                             device->stream);
     check_tail(device, "rope", large, many_rows, small, columns);
     void *const arrays[] = {large, small, angles};
     release_all(device, arrays, COUNT_OF(arrays));
@@ -158,21 +160,21 @@ static void logits(void *argument) {
     int32_t *targets = (int32_t *)allocate_zeroed(device, (size_t)logit_rows * sizeof(int32_t));
     fill_tail(device, a, logit_rows, small_a, dim);
     fill_tail(device, weight, TAIL, weight, dim); // a few rows of weights that are not zero
-    ops->linear_forward(large, a, weight, NULL, logit_rows, vocab, dim, stream);
-    ops->linear_forward(small, small_a, weight, NULL, TAIL, vocab, dim, stream);
+    ops->linear.forward(large, a, weight, NULL, logit_rows, vocab, dim, stream);
+    ops->linear.forward(small, small_a, weight, NULL, TAIL, vocab, dim, stream);
     check_tail(device, "linear_forward", large, logit_rows, small, vocab);
 
     fill_tail(device, large, logit_rows, small, vocab);
-    ops->cross_entropy(losses, large, targets, logit_rows, vocab, 0.5, stream);
-    ops->cross_entropy(small_losses, small, targets, TAIL, vocab, 0.5, stream);
+    ops->loss.cross_entropy(losses, large, targets, logit_rows, vocab, 0.5, stream);
+    ops->loss.cross_entropy(small_losses, small, targets, TAIL, vocab, 0.5, stream);
     check_tail(device, "cross_entropy's gradient", large, logit_rows, small, vocab);
     double *tail = download(device, (float *)losses + logit_rows - TAIL, STORAGE_FLOAT32, TAIL);
     double *expected = download(device, small_losses, STORAGE_FLOAT32, TAIL);
     check_close("losses", tail, expected, TAIL, 1e-6);
 
     fill_tail(device, large, logit_rows, small, vocab);
-    ops->linear_backward_input(a, large, weight, logit_rows, vocab, dim, stream);
-    ops->linear_backward_input(small_a, small, weight, TAIL, vocab, dim, stream);
+    ops->linear.backward_input(a, large, weight, logit_rows, vocab, dim, stream);
+    ops->linear.backward_input(small_a, small, weight, TAIL, vocab, dim, stream);
     check_tail(device, "linear_backward_input", a, logit_rows, small_a, dim);
     free(tail);
     free(expected);
@@ -189,14 +191,14 @@ static void flat_buffers(void *argument) {
     void *weights = allocate_rows(device, count, 1), *sums = allocate_zeroed(device, 2 * sizeof(double));
     const float values[8] = {1, -2, 3, -4, 5, -6, 7, -8};
     device->upload(device, grad + count - last, values, sizeof(values));
-    device->ops->sum((double *)sums, grad, count, device->stream);
-    device->ops->sum_of_squares((double *)sums + 1, grad, count, device->stream);
+    device->ops->reduce.sum((double *)sums, grad, count, device->stream);
+    device->ops->reduce.sum_of_squares((double *)sums + 1, grad, count, device->stream);
     double results[2];
     device->download(device, results, sums, sizeof(results));
     check(results[0] == -4 && results[1] == 204, "sum %g and sum of squares %g, expected -4 and 204",
           results[0], results[1]);
     const AdamwStep update = {1, 0.25, 0.9, 0.95, 1e-8, 0, 1}; // a first step moves by the learning rate
-    device->ops->adamw(weights, master, m, v, grad, count, &update, device->stream);
+    device->ops->optimizer.adamw(weights, master, m, v, grad, count, &update, device->stream);
     double *after =
         download(device, row_at(device, weights, count - last, 1), device->ops->storage, (size_t)last);
     for (int i = 0; i < last; i++)
@@ -244,9 +246,9 @@ static void lighthouse(void *argument) {
     void *scores = allocate_zeroed(device, (size_t)(16 * s.pyramid) * sizeof(float));
     int32_t *positions = (int32_t *)allocate_zeroed(device, (size_t)(8 * s.pyramid) * sizeof(int32_t));
     fill_tail(device, qkv, s.seq_len, small, qkv_width);
-    ops->lighthouse_pool_scores(scores, &s, device->stream); // all equal: the first of each chunk are refined
-    ops->lighthouse_select(positions, scores, &s, device->stream);
-    ops->lighthouse_gather(gathered, qkv, positions, &s, device->stream);
+    ops->lighthouse.pool_scores(scores, &s, device->stream); // all equal: the first of each chunk are refined
+    ops->lighthouse.select(positions, scores, &s, device->stream);
+    ops->lighthouse.gather(gathered, qkv, positions, &s, device->stream);
     double *mean =
         download(device, row_at(device, gathered, s.entries - 1, qkv_width), ops->storage, (size_t)qkv_width);
     double *tokens = download(device, small, ops->storage, (size_t)(TAIL * qkv_width));
@@ -258,7 +260,7 @@ static void lighthouse(void *argument) {
     check_close("the last coarsest entry", mean, tokens, (size_t)qkv_width, 4e-3);
 
     fill_tail(device, sub_out, s.entries, small, width);
-    ops->lighthouse_scatter(out, sub_out, NULL, positions, &s, device->stream);
+    ops->lighthouse.scatter(out, sub_out, NULL, positions, &s, device->stream);
     double *last_token =
         download(device, row_at(device, out, s.seq_len - 1, width), ops->storage, (size_t)width);
     double *last_entry =

@@ -5,8 +5,7 @@
 //   - results on the device under test equal those in float64 (and CUDA's those of the CPU in bfloat16) for
 //     inputs that were rounded to the device's storage type first;
 //   - running again, or with another number of CPU threads, gives the same bytes;
-//   - what is written is written whole (it holds NaN before), inputs stay as they were, and so does the
-//   memory
+//   - what is written is written whole (it holds NaN before), inputs stay as they were, and so does the memory
 //     before and after every tensor.
 #include "test.h"
 
@@ -200,7 +199,7 @@ static Results run_case(const Case *c, Device *device) {
     size_t workspace_bytes = 0;
     for (int i = 0; i < c->attention_count; i++) {
         const bool backward = c->operation->forward != NULL;
-        size_t bytes = device->ops->attention_workspace(&c->attention[i], backward, device->stream);
+        size_t bytes = device->ops->attention.workspace(&c->attention[i], backward, device->stream);
         if (bytes > workspace_bytes) workspace_bytes = bytes;
     }
     if (workspace_bytes > 0) workspace = device_allocate(device, workspace_bytes);
@@ -388,7 +387,7 @@ static void describe_embedding_forward(Case *c) {
 }
 
 RUN(embedding_forward) {
-    ops->embedding_forward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+    ops->embedding.forward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
 }
 
 static void formula_embedding_forward(const Case *c, double **v) {
@@ -405,7 +404,7 @@ static void describe_embedding_backward(Case *c) {
 }
 
 RUN(embedding_backward) {
-    ops->embedding_backward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+    ops->embedding.backward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
 }
 
 static void describe_rmsnorm_forward(Case *c) {
@@ -419,7 +418,7 @@ static void describe_rmsnorm_forward(Case *c) {
 static const double norm_epsilon = 1e-3; // large enough to show
 
 RUN(rmsnorm_forward) {
-    ops->rmsnorm_forward(at[0], at[1], at[2], at[3], c->sizes.rows, c->sizes.columns, norm_epsilon, stream);
+    ops->rmsnorm.forward(at[0], at[1], at[2], at[3], c->sizes.rows, c->sizes.columns, norm_epsilon, stream);
 }
 
 static void formula_rmsnorm_forward(const Case *c, double **v) {
@@ -451,7 +450,7 @@ RUN(rmsnorm_backward) {
     const void *residual = c->sizes.variant == RESIDUAL_APART      ? at[6]
                            : c->sizes.variant == RESIDUAL_IN_PLACE ? at[0]
                                                                    : NULL;
-    ops->rmsnorm_backward(at[0], at[1], residual, at[2], at[3], at[4], at[5], c->sizes.rows, c->sizes.columns,
+    ops->rmsnorm.backward(at[0], at[1], residual, at[2], at[3], at[4], at[5], c->sizes.rows, c->sizes.columns,
                           stream);
 }
 
@@ -469,7 +468,7 @@ static void describe_linear_forward(Case *c) {
 RUN(linear_forward) {
     const Sizes *s = &c->sizes;
     const void *addend = s->variant == ADDEND_APART ? at[3] : s->variant == ADDEND_IN_PLACE ? at[0] : NULL;
-    ops->linear_forward(at[0], at[1], at[2], addend, s->rows, s->columns, s->inner, stream);
+    ops->linear.forward(at[0], at[1], at[2], addend, s->rows, s->columns, s->inner, stream);
 }
 
 static void formula_linear_forward(const Case *c, double **v) {
@@ -493,7 +492,7 @@ static void describe_linear_backward_input(Case *c) {
 }
 
 RUN(linear_backward_input) {
-    ops->linear_backward_input(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+    ops->linear.backward_input(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
 }
 
 static void describe_linear_backward_weight(Case *c) {
@@ -504,7 +503,7 @@ static void describe_linear_backward_weight(Case *c) {
 }
 
 RUN(linear_backward_weight) {
-    ops->linear_backward_weight(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
+    ops->linear.backward_weight(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, c->sizes.inner, stream);
 }
 
 // Variants: forward, inverse, or forward with the norms, as part of rows that are longer. The first
@@ -532,9 +531,9 @@ static void describe_rope(Case *c) {
 
 RUN(rope) {
     const Sizes *s = &c->sizes;
-    ops->rope(at[0], s->variant == ROPE_NORMS ? at[2] : NULL, s->rows + LONGER, at[1], s->batch, s->rows,
-              s->heads + 2 * s->kv_heads, s->heads + s->kv_heads, s->head_dim, s->variant == ROPE_INVERSE,
-              stream);
+    ops->rope.rotate(at[0], s->variant == ROPE_NORMS ? at[2] : NULL, s->rows + LONGER, at[1], s->batch,
+                     s->rows, s->heads + 2 * s->kv_heads, s->heads + s->kv_heads, s->head_dim,
+                     s->variant == ROPE_INVERSE, stream);
 }
 
 static void turn(double *x, const double *angles, const Sizes *s, bool inverse) {
@@ -652,7 +651,7 @@ static void describe_attention_forward(Case *c) {
 RUN(attention_forward) {
     void *in[3];
     split_query_key_value(in, c, at, 2, storage_size(ops->storage));
-    ops->attention_forward(at[0], at[1], in[0], in[1], in[2], &c->attention[0], workspace, stream);
+    ops->attention.forward(at[0], at[1], in[0], in[1], in[2], &c->attention[0], workspace, stream);
 }
 
 static int64_t token_at(AttentionStrides strides, int64_t batch, int64_t token, int64_t head) {
@@ -709,7 +708,7 @@ RUN(attention_backward) {
     void *grad[3], *in[3];
     split_query_key_value(grad, c, at, 3, storage_size(ops->storage));
     split_query_key_value(in, c, at, c->sizes.variant == PACKED ? 4 : 6, storage_size(ops->storage));
-    ops->attention_backward(grad[0], grad[1], grad[2], at[0], in[0], in[1], in[2], at[1], at[2],
+    ops->attention.backward(grad[0], grad[1], grad[2], at[0], in[0], in[1], in[2], at[1], at[2],
                             &c->attention[0], workspace, stream);
 }
 
@@ -763,11 +762,11 @@ RUN(attention_pieces) {
         later[i] = (char *)at[i] + (is_key ? key_bytes : query_bytes);
     }
     later[11] = (char *)at[11] + (size_t)s->keys * storage_size(accumulator_type(ops->storage));
-    ops->attention_backward(at[0], at[1], at[2], at[6], at[7], at[8], at[9], at[10], at[11], &pieces[0],
+    ops->attention.backward(at[0], at[1], at[2], at[6], at[7], at[8], at[9], at[10], at[11], &pieces[0],
                             workspace, stream);
-    ops->attention_backward(later[0], later[1], later[2], later[6], later[7], later[8], later[9], later[10],
+    ops->attention.backward(later[0], later[1], later[2], later[6], later[7], later[8], later[9], later[10],
                             later[11], &pieces[1], workspace, stream);
-    ops->attention_backward(at[3], at[4], at[5], later[6], later[7], at[8], at[9], later[10], later[11],
+    ops->attention.backward(at[3], at[4], at[5], later[6], later[7], at[8], at[9], later[10], later[11],
                             &pieces[2], workspace, stream);
 }
 
@@ -816,7 +815,7 @@ static void describe_attention_merge(Case *c) {
 }
 
 RUN(attention_merge) {
-    ops->attention_merge(at[0], at[1], at[2], at[3], &c->attention[0], c->sizes.variant == MERGE_FIRST,
+    ops->attention.merge(at[0], at[1], at[2], at[3], &c->attention[0], c->sizes.variant == MERGE_FIRST,
                          stream);
 }
 
@@ -863,9 +862,9 @@ RUN(attention_merged) {
     size_t offset = 0; // of the piece's keys
     for (int i = 0; i < 2; i++) {
         const AttentionShape *shape = &c->attention[i];
-        ops->attention_forward(at[2], at[3], at[4], (char *)at[5] + offset, (char *)at[6] + offset, shape,
+        ops->attention.forward(at[2], at[3], at[4], (char *)at[5] + offset, (char *)at[6] + offset, shape,
                                workspace, stream);
-        ops->attention_merge(at[0], at[1], at[2], at[3], shape, i == 0, stream);
+        ops->attention.merge(at[0], at[1], at[2], at[3], shape, i == 0, stream);
         offset += (size_t)(shape->key_len * shape->key.token) * storage_size(ops->storage);
     }
 }
@@ -919,7 +918,7 @@ static void describe_lighthouse_pool_scores(Case *c) {
 }
 
 RUN(lighthouse_pool_scores) {
-    ops->lighthouse_pool_scores(at[0], &c->lighthouse, stream);
+    ops->lighthouse.pool_scores(at[0], &c->lighthouse, stream);
 }
 
 static void formula_lighthouse_pool_scores(const Case *c, double **v) {
@@ -941,7 +940,7 @@ static void describe_lighthouse_select(Case *c) {
 }
 
 RUN(lighthouse_select) {
-    ops->lighthouse_select(at[0], at[1], &c->lighthouse, stream);
+    ops->lighthouse.select(at[0], at[1], &c->lighthouse, stream);
 }
 
 // Of the entries [first, end) of a level with this mark, those that fewer than `wanted` others surpass get
@@ -1043,9 +1042,9 @@ static void describe_lighthouse_gather(Case *c) {
 RUN(lighthouse_gather) {
     const Sizes *s = &c->sizes;
     if (s->variant == GATHER_TURNED)
-        ops->rope(at[1], NULL, 0, at[3], s->batch, s->rows, s->heads + 2 * s->kv_heads,
-                  s->heads + s->kv_heads, s->head_dim, false, stream);
-    ops->lighthouse_gather(at[0], at[1], at[2], &c->lighthouse, stream);
+        ops->rope.rotate(at[1], NULL, 0, at[3], s->batch, s->rows, s->heads + 2 * s->kv_heads,
+                         s->heads + s->kv_heads, s->head_dim, false, stream);
+    ops->lighthouse.gather(at[0], at[1], at[2], &c->lighthouse, stream);
 }
 
 static void formula_lighthouse_gather(const Case *c, double **v) {
@@ -1080,7 +1079,7 @@ static void describe_lighthouse_gather_backward(Case *c) {
 }
 
 RUN(lighthouse_gather_backward) {
-    ops->lighthouse_gather_backward(at[0], at[1], at[2], c->sizes.variant == GATHER_TURNED ? at[3] : NULL,
+    ops->lighthouse.gather_backward(at[0], at[1], at[2], c->sizes.variant == GATHER_TURNED ? at[3] : NULL,
                                     &c->lighthouse, stream);
 }
 
@@ -1109,8 +1108,8 @@ static void describe_lighthouse_scatter(Case *c) {
 }
 
 RUN(lighthouse_scatter) {
-    ops->lighthouse_scatter(at[0], at[1], has_halo(c) ? at[4] : NULL, at[2], &c->lighthouse, stream);
-    if (has_halo(c)) ops->lighthouse_halo(at[3], at[1], at[2], &c->lighthouse, stream);
+    ops->lighthouse.scatter(at[0], at[1], has_halo(c) ? at[4] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->lighthouse.halo(at[3], at[1], at[2], &c->lighthouse, stream);
 }
 
 static double *halo_at(double *halo, int64_t piece, int64_t batch, int level, int64_t head,
@@ -1160,8 +1159,8 @@ static void describe_lighthouse_scatter_backward(Case *c) {
 }
 
 RUN(lighthouse_scatter_backward) {
-    ops->lighthouse_scatter_backward(at[0], at[1], has_halo(c) ? at[3] : NULL, at[2], &c->lighthouse, stream);
-    if (has_halo(c)) ops->lighthouse_halo_backward(at[4], at[1], &c->lighthouse, stream);
+    ops->lighthouse.scatter_backward(at[0], at[1], has_halo(c) ? at[3] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->lighthouse.halo_backward(at[4], at[1], &c->lighthouse, stream);
 }
 
 static void describe_swiglu_forward(Case *c) {
@@ -1171,7 +1170,7 @@ static void describe_swiglu_forward(Case *c) {
 }
 
 RUN(swiglu_forward) {
-    ops->swiglu_forward(at[0], at[1], c->sizes.rows, c->sizes.columns, stream);
+    ops->swiglu.forward(at[0], at[1], c->sizes.rows, c->sizes.columns, stream);
 }
 
 static void formula_swiglu_forward(const Case *c, double **v) {
@@ -1190,7 +1189,7 @@ static void describe_swiglu_backward(Case *c) {
 }
 
 RUN(swiglu_backward) {
-    ops->swiglu_backward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, stream);
+    ops->swiglu.backward(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns, stream);
 }
 
 // Variants: the losses alone, or the gradient too, scaled by -0.37.
@@ -1208,8 +1207,8 @@ static void describe_cross_entropy(Case *c) {
 }
 
 RUN(cross_entropy) {
-    ops->cross_entropy(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns,
-                       c->sizes.variant == LOSS_ALONE ? 0 : gradient_scale, stream);
+    ops->loss.cross_entropy(at[0], at[1], at[2], c->sizes.rows, c->sizes.columns,
+                            c->sizes.variant == LOSS_ALONE ? 0 : gradient_scale, stream);
 }
 
 static void formula_cross_entropy(const Case *c, double **v) {
@@ -1232,7 +1231,7 @@ static void describe_sum(Case *c) {
 }
 
 RUN(sum) {
-    ops->sum(at[0], at[1], c->sizes.columns, stream);
+    ops->reduce.sum(at[0], at[1], c->sizes.columns, stream);
 }
 
 static void formula_sum(const Case *c, double **v) {
@@ -1245,7 +1244,7 @@ static void describe_sum_of_squares(Case *c) {
 }
 
 RUN(sum_of_squares) {
-    ops->sum_of_squares(at[0], at[1], c->sizes.columns, stream);
+    ops->reduce.sum_of_squares(at[0], at[1], c->sizes.columns, stream);
 }
 
 static void formula_sum_of_squares(const Case *c, double **v) {
@@ -1287,7 +1286,7 @@ static void describe_accumulate_rows(Case *c) {
 
 RUN(accumulate_rows) {
     const RowBlock b = block_of(c);
-    ops->accumulate_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
+    ops->convert.accumulate_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
 }
 
 static void formula_accumulate_rows(const Case *c, double **v) {
@@ -1301,7 +1300,7 @@ static void describe_copy_rows(Case *c) {
 
 RUN(copy_rows) {
     const RowBlock b = block_of(c);
-    ops->copy_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
+    ops->convert.copy_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
 }
 
 static void formula_copy_rows(const Case *c, double **v) {
@@ -1315,7 +1314,7 @@ static void describe_round_rows(Case *c) {
 
 RUN(round_rows) {
     const RowBlock b = block_of(c);
-    ops->round_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
+    ops->convert.round_rows(at[0], b.out_stride, at[1], b.in_stride, b.rows, b.columns, stream);
 }
 
 static void formula_round_rows(const Case *c, double **v) {
@@ -1328,7 +1327,7 @@ static void describe_round_to_storage(Case *c) {
 }
 
 RUN(round_to_storage) {
-    ops->round_to_storage(at[0], at[1], c->sizes.columns, stream);
+    ops->convert.round_to_storage(at[0], at[1], c->sizes.columns, stream);
 }
 
 static void formula_round_to_storage(const Case *c, double **v) {
@@ -1354,7 +1353,7 @@ static void describe_adamw(Case *c) {
 }
 
 RUN(adamw) {
-    ops->adamw(at[0], at[1], at[2], at[3], at[4], c->sizes.columns, &adamw_step, stream);
+    ops->optimizer.adamw(at[0], at[1], at[2], at[3], at[4], c->sizes.columns, &adamw_step, stream);
 }
 
 static void formula_adamw(const Case *c, double **v) {
@@ -1651,7 +1650,7 @@ static void test_merge_of_nothing(void *argument) {
         upload(device, part, storage, nan, COUNT_OF(nan));
         upload(device, logsumexp, accumulator, first ? nan : none, COUNT_OF(none));
         upload(device, more, accumulator, none, COUNT_OF(none));
-        device->ops->attention_merge(sum, logsumexp, part, more, &shape, first, device->stream);
+        device->ops->attention.merge(sum, logsumexp, part, more, &shape, first, device->stream);
         double *merged = download(device, sum, accumulator, COUNT_OF(nan));
         double *total = download(device, logsumexp, accumulator, COUNT_OF(none));
         for (size_t i = 0; i < COUNT_OF(nan); i++) check(merged[i] == 0, "a sum of nothing is %g", merged[i]);

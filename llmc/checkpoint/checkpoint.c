@@ -95,8 +95,8 @@ static bool parse_entries(Damage *damage, const cJSON *files, FileEntries *entri
     entries->list = (FileEntry *)host_allocate((size_t)cJSON_GetArraySize(files), sizeof(FileEntry),
                                                "the files of a checkpoint");
     const cJSON *item;
-    cJSON_ArrayForEach(item,
-                       files) if (!parse_entry(damage, item, &entries->list[entries->count++])) return false;
+    cJSON_ArrayForEach (item, files)
+        if (!parse_entry(damage, item, &entries->list[entries->count++])) return false;
     return true;
 }
 

@@ -6,8 +6,9 @@
 //   trainer.json                           step, samples consumed, every recorded option, program version
 //   manifest.json                          size and XXH3-128 hash of each file; written last
 //
-// Elements are counted as if there were one rank (flat_offset in llmc/model/parameters.h), so that any number of
-// ranks reads what any other number wrote. Here they are opened and read; llmc/checkpoint/saver.h writes them.
+// Elements are counted as if there were one rank (flat_offset in llmc/model/parameters.h), so that any number
+// of ranks reads what any other number wrote. Here they are opened and read; llmc/checkpoint/saver.h writes
+// them.
 #pragma once
 #include "parallel/communicator.h"
 #include "device/device.h"

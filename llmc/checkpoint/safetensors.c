@@ -51,7 +51,7 @@ static bool parse_shape(Tensor *tensor, const cJSON *shape, const Reason *reason
     tensor->count = 1;
     int axis = 0;
     const cJSON *item;
-    cJSON_ArrayForEach(item, shape) {
+    cJSON_ArrayForEach (item, shape) {
         int64_t *length = &tensor->shape[axis++];
         if (!json_integer(item, length) || *length == 0)
             return refuse(reason, "%s: its shape is not of whole numbers above zero", tensor->name);
@@ -138,8 +138,8 @@ static bool parse_metadata(SafetensorsFile *file, const cJSON *metadata, const R
     if (file->metadata) return refuse(reason, "__metadata__ stands there twice");
     if (!cJSON_IsObject(metadata)) return refuse(reason, "__metadata__ is not an object of strings");
     const cJSON *item;
-    cJSON_ArrayForEach(item, metadata) if (!cJSON_IsString(item)) return refuse(
-        reason, "__metadata__ is not an object of strings");
+    cJSON_ArrayForEach (item, metadata)
+        if (!cJSON_IsString(item)) return refuse(reason, "__metadata__ is not an object of strings");
     file->metadata = json_text(metadata, false);
     return true;
 }
@@ -150,7 +150,7 @@ static bool parse_header(SafetensorsFile *file, const cJSON *header, size_t data
     file->tensors =
         (Tensor *)host_allocate((size_t)cJSON_GetArraySize(header), sizeof(Tensor), "the tensors of a file");
     const cJSON *entry;
-    cJSON_ArrayForEach(entry, header) {
+    cJSON_ArrayForEach (entry, header) {
         if (!strcmp(entry->string, "__metadata__")) {
             if (!parse_metadata(file, entry, reason)) return false;
         } else if (!parse_tensor(&file->tensors[file->count++], entry, data_bytes, reason)) {

@@ -1,5 +1,5 @@
-// What the devices of several processes exchange: NCCL between CUDA GPUs (llmc/device/cuda/collectives.cu), MPI
-// between CPUs (llmc/device/cpu/collectives.c).
+// What the devices of several processes exchange: NCCL between CUDA GPUs (llmc/device/cuda/collectives.cu),
+// MPI between CPUs (llmc/device/cpu/collectives.c).
 //
 // An operation reads and writes device memory as the device's stream leaves it at the moment of the call, and
 // runs beside what the stream is given after that, until collectives_finish. Operations run one after the

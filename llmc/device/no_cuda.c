@@ -1,5 +1,5 @@
-// CUDA devices in a build without CUDA: there are none. With CUDA they are in llmc/device/cuda, and the CPU is in
-// llmc/device/cpu/device.c.
+// CUDA devices in a build without CUDA: there are none. With CUDA they are in llmc/device/cuda, and the CPU
+// is in llmc/device/cpu/device.c.
 #include "device/collectives.h"
 
 #ifndef USE_CUDA
@@ -10,8 +10,7 @@ int cuda_device_count(void) {
 
 Device *cuda_device_create(int index) {
     fatal("cannot use CUDA device %d: this program was built without CUDA (make DEVICE=cpu); build it with "
-          "make "
-          "DEVICE=cuda, or run it with --device cpu",
+          "make DEVICE=cuda, or run it with --device cpu",
           index);
 }
 

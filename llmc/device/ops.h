@@ -1,7 +1,7 @@
 // The operations a decoder needs, as a table of functions with their contracts.
 //
-// Shared code (model, attention, optimizer) calls these and nothing else; llmc/device/cpu and llmc/device/cuda implement
-// them.
+// Shared code (model, attention, optimizer) calls these and nothing else; llmc/device/cpu and
+// llmc/device/cuda implement them.
 //
 // Conventions. Outputs first, then inputs, then sizes, stream last. All pointers are device memory. In
 // comments S[...] is an array of the device's storage type (float64, float32 or bfloat16: weights and
@@ -76,77 +76,81 @@ typedef struct {
     double gradient_scale; // the gradient is multiplied by this first (clipping)
 } AdamwStep;
 
-typedef struct Ops {
-    StorageType storage;
+// --- embedding ---------------------------------------------------------------------------------------------
 
-    // --- embedding --------------------------------------------------------------------------------------
-
+typedef struct {
     // out S[rows, dim] = weight S[vocab, dim] at tokens int32[rows], each in [0, vocab).
-    void (*embedding_forward)(void *out, const void *weight, const int32_t *tokens, int64_t rows, int64_t dim,
-                              int64_t vocab, Stream *stream);
+    void (*forward)(void *out, const void *weight, const int32_t *tokens, int64_t rows, int64_t dim,
+                    int64_t vocab, Stream *stream);
 
     // grad_weight A[vocab, dim] += the sum of grad_out S[rows, dim] over the rows of each token, in a fixed
     // order.
-    void (*embedding_backward)(void *grad_weight, const void *grad_out, const int32_t *tokens, int64_t rows,
-                               int64_t dim, int64_t vocab, Stream *stream);
+    void (*backward)(void *grad_weight, const void *grad_out, const int32_t *tokens, int64_t rows,
+                     int64_t dim, int64_t vocab, Stream *stream);
+} EmbeddingOps;
 
-    // --- normalization (arXiv 1910.07467) ---------------------------------------------------------------
+// --- normalization (arXiv 1910.07467) ----------------------------------------------------------------------
 
+typedef struct {
     // rstd A[rows] = 1 / sqrt(mean(x^2) + epsilon); out S[rows, dim] = x * rstd * weight S[dim].
-    void (*rmsnorm_forward)(void *out, void *rstd, const void *x, const void *weight, int64_t rows,
-                            int64_t dim, double epsilon, Stream *stream);
+    void (*forward)(void *out, void *rstd, const void *x, const void *weight, int64_t rows, int64_t dim,
+                    double epsilon, Stream *stream);
 
     // grad_x S[rows, dim] = grad_residual S[rows, dim] + the norm's own gradient: the residual stream goes
     // past the norm as well. grad_residual may be grad_x itself, or NULL for zero. grad_weight A[dim] += sum
     // over rows of grad_out * x * rstd.
-    void (*rmsnorm_backward)(void *grad_x, void *grad_weight, const void *grad_residual, const void *grad_out,
-                             const void *x, const void *weight, const void *rstd, int64_t rows, int64_t dim,
-                             Stream *stream);
+    void (*backward)(void *grad_x, void *grad_weight, const void *grad_residual, const void *grad_out,
+                     const void *x, const void *weight, const void *rstd, int64_t rows, int64_t dim,
+                     Stream *stream);
+} RmsnormOps;
 
-    // --- linear layers: out = a · weightᵀ, weight stored [outputs, inputs] ------------------------------
+// --- linear layers: out = a · weightᵀ, weight stored [outputs, inputs] -------------------------------------
 
+typedef struct {
     // out S[rows, outputs] = a S[rows, inputs] · weight S[outputs, inputs]ᵀ (+ addend S[rows, outputs] if not
     // NULL; addend may be out itself). One rounding, after the addition.
-    void (*linear_forward)(void *out, const void *a, const void *weight, const void *addend, int64_t rows,
-                           int64_t outputs, int64_t inputs, Stream *stream);
+    void (*forward)(void *out, const void *a, const void *weight, const void *addend, int64_t rows,
+                    int64_t outputs, int64_t inputs, Stream *stream);
 
     // grad_a S[rows, inputs] = grad_out S[rows, outputs] · weight S[outputs, inputs].
-    void (*linear_backward_input)(void *grad_a, const void *grad_out, const void *weight, int64_t rows,
-                                  int64_t outputs, int64_t inputs, Stream *stream);
+    void (*backward_input)(void *grad_a, const void *grad_out, const void *weight, int64_t rows,
+                           int64_t outputs, int64_t inputs, Stream *stream);
 
     // grad_weight A[outputs, inputs] += grad_out S[rows, outputs]ᵀ · a S[rows, inputs].
-    void (*linear_backward_weight)(void *grad_weight, const void *grad_out, const void *a, int64_t rows,
-                                   int64_t outputs, int64_t inputs, Stream *stream);
+    void (*backward_weight)(void *grad_weight, const void *grad_out, const void *a, int64_t rows,
+                            int64_t outputs, int64_t inputs, Stream *stream);
+} LinearOps;
 
-    // --- rotary positions (arXiv 2104.09864, rotate-half convention) ------------------------------------
+// --- rotary positions (arXiv 2104.09864, rotate-half convention) -------------------------------------------
 
+typedef struct {
     // In place on the first `rotated_heads` of the `heads` heads of x S[batch, seq_len, heads, head_dim]:
     // with j < head_dim/2, (x_j, x_{j+head_dim/2}) turns by the angle whose cosine and sine stand at angles
     // A[seq_len, head_dim/2, 2]. `inverse` turns back, which is the backward. If norms is not NULL, the
     // Euclidean norm of each turned head, of the values as they are stored, goes to
     // norms A[batch, rotated_heads, norms_stride], of whose rows the first seq_len elements are written.
-    void (*rope)(void *x, void *norms, int64_t norms_stride, const void *angles, int64_t batch,
-                 int64_t seq_len, int heads, int rotated_heads, int head_dim, bool inverse, Stream *stream);
+    void (*rotate)(void *x, void *norms, int64_t norms_stride, const void *angles, int64_t batch,
+                   int64_t seq_len, int heads, int rotated_heads, int head_dim, bool inverse, Stream *stream);
+} RopeOps;
 
-    // --- attention --------------------------------------------------------------------------------------
+// --- attention ---------------------------------------------------------------------------------------------
 
+typedef struct {
     // Bytes that attention_forward (backward = false) or attention_backward needs as `workspace`.
-    size_t (*attention_workspace)(const AttentionShape *shape, bool backward, Stream *stream);
+    size_t (*workspace)(const AttentionShape *shape, bool backward, Stream *stream);
 
     // out S = softmax(scale · q · kᵀ) · v; logsumexp A[batch, heads, query_len] (natural log, of the scaled
     // scores). Both laid out as the shape's strides say.
-    void (*attention_forward)(void *out, void *logsumexp, const void *query, const void *key,
-                              const void *value, const AttentionShape *shape, void *workspace,
-                              Stream *stream);
+    void (*forward)(void *out, void *logsumexp, const void *query, const void *key, const void *value,
+                    const AttentionShape *shape, void *workspace, Stream *stream);
 
     // Gradients of the queries, keys and values of this shape, written (not added). `out` and `logsumexp` are
     // those of the *whole* softmax, of which this shape's keys may be a part: softmax pieces merge exactly so
     // (P = exp(scale·q·k - logsumexp), grad_score = P·(grad_out·v - grad_out·out)). Gradients of a key/value
     // head sum over its query heads.
-    void (*attention_backward)(void *grad_query, void *grad_key, void *grad_value, const void *grad_out,
-                               const void *query, const void *key, const void *value, const void *out,
-                               const void *logsumexp, const AttentionShape *shape, void *workspace,
-                               Stream *stream);
+    void (*backward)(void *grad_query, void *grad_key, void *grad_value, const void *grad_out,
+                     const void *query, const void *key, const void *value, const void *out,
+                     const void *logsumexp, const AttentionShape *shape, void *workspace, Stream *stream);
 
     // Merges the softmax over one more set of keys into the one so far: with a = logsumexp, b =
     // part_logsumexp and c = log(exp(a) + exp(b)), which cannot overflow,
@@ -156,10 +160,13 @@ typedef struct Ops {
     // Nothing else of the shape is read. `first`: there is nothing so far, and sum and logsumexp are only
     // written. -infinity as a log-sum-exp means no keys: the vector that comes with it counts for nothing,
     // whatever it holds.
-    void (*attention_merge)(void *sum, void *logsumexp, const void *part, const void *part_logsumexp,
-                            const AttentionShape *shape, bool first, Stream *stream);
+    void (*merge)(void *sum, void *logsumexp, const void *part, const void *part_logsumexp,
+                  const AttentionShape *shape, bool first, Stream *stream);
+} AttentionOps;
 
-    // --- Lighthouse attention (arXiv 2605.06554): all around the inner attention -------------------------
+// --- Lighthouse attention (arXiv 2605.06554): all around the inner attention -------------------------------
+
+typedef struct {
     // LighthouseShape says what levels, entries and chunks are. No atomics on floating point: every result is
     // one sum in a fixed order, in the accumulator type, rounded once.
     //
@@ -168,12 +175,11 @@ typedef struct Ops {
     // is a halo [pieces, batch, levels - 1, heads, head_dim], of levels 1 to levels - 1.
 
     // Whether the device can do this shape; if not, the reason, one line without an end, for the user.
-    bool (*lighthouse_supported)(const LighthouseShape *shape, char *reason, size_t reason_size,
-                                 const Stream *stream);
+    bool (*supported)(const LighthouseShape *shape, char *reason, size_t reason_size, const Stream *stream);
 
     // Fills the coarser levels of scores A[batch, heads + kv_heads, pyramid] (query heads, then key heads)
     // from level 0: the maximum over the tokens covered. NaN counts as -infinity; level 0 is left as it is.
-    void (*lighthouse_pool_scores)(void *scores, const LighthouseShape *shape, Stream *stream);
+    void (*pool_scores)(void *scores, const LighthouseShape *shape, Stream *stream);
 
     // positions int32[batch, heads, pyramid]: where in the subsequence an entry stands, in [0, entries), or
     // -1 if it is not selected. Per batch, query head and chunk, from the coarsest level to level 1: of the
@@ -182,21 +188,20 @@ typedef struct Ops {
     // head's key head), become parents; ties go to the lower index. Every candidate of any level is selected.
     // Chunk g fills the positions from g·entries/chunks on, in post-order: children from left to right, then
     // their parent.
-    void (*lighthouse_select)(int32_t *positions, const void *scores, const LighthouseShape *shape,
-                              Stream *stream);
+    void (*select)(int32_t *positions, const void *scores, const LighthouseShape *shape, Stream *stream);
 
     // gathered S[batch, entries, 3*heads, head_dim] (queries, keys, values: the packed layout with a
     // key/value head per query head) = the means over each selected entry's tokens of qkv S[batch, seq_len,
     // heads + 2*kv_heads, head_dim].
-    void (*lighthouse_gather)(void *gathered, const void *qkv, const int32_t *positions,
-                              const LighthouseShape *shape, Stream *stream);
+    void (*gather)(void *gathered, const void *qkv, const int32_t *positions, const LighthouseShape *shape,
+                   Stream *stream);
 
     // Its transpose: grad_qkv of a token = the sum over the levels, from 0 up, of 1/pool^level ·
     // grad_gathered of the entry that covers it, if selected; keys and values also sum over the query heads
     // of their group, in order. With angles A[seq_len, head_dim/2, 2] (NULL: without) the gradients of
     // queries and keys are then turned back as rope's inverse does, before the one rounding.
-    void (*lighthouse_gather_backward)(void *grad_qkv, const void *grad_gathered, const int32_t *positions,
-                                       const void *angles, const LighthouseShape *shape, Stream *stream);
+    void (*gather_backward)(void *grad_qkv, const void *grad_gathered, const int32_t *positions,
+                            const void *angles, const LighthouseShape *shape, Stream *stream);
 
     // out S[batch, seq_len, heads, head_dim]: the token numbered u in its piece sums, from level 0 up,
     // sub_out S[batch, entries, heads, head_dim] of the piece's entry of index (u+1)/pool^level - 1 (rounded
@@ -204,54 +209,63 @@ typedef struct Ops {
     // before. Zero if there is none. Where the index is -1 the entry is the last of the piece before, whose
     // output stands in halo S[pieces, batch, levels-1, heads, head_dim], at this piece; NULL: nothing comes
     // from before.
-    void (*lighthouse_scatter)(void *out, const void *sub_out, const void *halo, const int32_t *positions,
-                               const LighthouseShape *shape, Stream *stream);
+    void (*scatter)(void *out, const void *sub_out, const void *halo, const int32_t *positions,
+                    const LighthouseShape *shape, Stream *stream);
 
     // Its transpose: grad_sub_out of a selected entry = the sum of grad_out over the tokens its output went
     // to: [(index+1)·pool^level - 1, (index+2)·pool^level - 2], cut off at the end of its piece. Of a piece's
     // last entry of each level from 1 on, grad_halo A[pieces, batch, levels-1, heads, head_dim], at this
     // piece, is added to the sum: what the tokens after it hand back. NULL: nothing.
-    void (*lighthouse_scatter_backward)(void *grad_sub_out, const void *grad_out, const void *grad_halo,
-                                        const int32_t *positions, const LighthouseShape *shape,
-                                        Stream *stream);
+    void (*scatter_backward)(void *grad_sub_out, const void *grad_out, const void *grad_halo,
+                             const int32_t *positions, const LighthouseShape *shape, Stream *stream);
 
     // halo S[pieces, batch, levels-1, heads, head_dim] = sub_out of the last entry of each level from 1 on of
     // each piece; zeros if it is not selected. For the scatter of the piece after.
-    void (*lighthouse_halo)(void *halo, const void *sub_out, const int32_t *positions,
-                            const LighthouseShape *shape, Stream *stream);
+    void (*halo)(void *halo, const void *sub_out, const int32_t *positions, const LighthouseShape *shape,
+                 Stream *stream);
 
     // Its transpose's other half, by the holder of the piece after: grad_halo A[pieces, batch, levels-1,
     // heads, head_dim] = the sum of grad_out S[batch, seq_len, heads, head_dim] over the first pool^level - 1
     // tokens of each piece. For the scatter_backward of the piece before.
-    void (*lighthouse_halo_backward)(void *grad_halo, const void *grad_out, const LighthouseShape *shape,
-                                     Stream *stream);
+    void (*halo_backward)(void *grad_halo, const void *grad_out, const LighthouseShape *shape,
+                          Stream *stream);
+} LighthouseOps;
 
-    // --- feed-forward: SwiGLU (arXiv 2002.05202) --------------------------------------------------------
+// --- feed-forward: SwiGLU (arXiv 2002.05202) ---------------------------------------------------------------
 
+typedef struct {
     // gate_up S[rows, 2*dim] holds gate in its first half of columns and up in its second;
     // out S[rows, dim] = silu(gate) * up.
-    void (*swiglu_forward)(void *out, const void *gate_up, int64_t rows, int64_t dim, Stream *stream);
+    void (*forward)(void *out, const void *gate_up, int64_t rows, int64_t dim, Stream *stream);
 
     // grad_gate_up S[rows, 2*dim] from grad_out S[rows, dim]; grad_gate_up may not be gate_up.
-    void (*swiglu_backward)(void *grad_gate_up, const void *grad_out, const void *gate_up, int64_t rows,
-                            int64_t dim, Stream *stream);
+    void (*backward)(void *grad_gate_up, const void *grad_out, const void *gate_up, int64_t rows, int64_t dim,
+                     Stream *stream);
+} SwigluOps;
 
-    // --- loss -------------------------------------------------------------------------------------------
+// --- loss --------------------------------------------------------------------------------------------------
 
+typedef struct {
     // losses A[rows] = logsumexp(logits) - logits[target] for logits S[rows, vocab], targets int32[rows].
     // With gradient_scale != 0, logits become their gradient in place: gradient_scale · (softmax -
     // onehot(target)). With gradient_scale = 0 logits are left alone.
     void (*cross_entropy)(void *losses, void *logits, const int32_t *targets, int64_t rows, int64_t vocab,
                           double gradient_scale, Stream *stream);
+} LossOps;
 
-    // --- reductions and conversions ---------------------------------------------------------------------
+// --- reductions --------------------------------------------------------------------------------------------
 
+typedef struct {
     // out double[1] = the sum of x A[count].
     void (*sum)(double *out, const void *x, int64_t count, Stream *stream);
 
     // out double[1] = the sum of squares of x A[count].
     void (*sum_of_squares)(double *out, const void *x, int64_t count, Stream *stream);
+} ReduceOps;
 
+// --- conversions -------------------------------------------------------------------------------------------
+
+typedef struct {
     // Blocks of rows that lie out_stride and in_stride elements apart.
     // out A[rows, columns] += in S[rows, columns].
     void (*accumulate_rows)(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,
@@ -265,9 +279,11 @@ typedef struct Ops {
 
     // out S[count] = in A[count], rounded.
     void (*round_to_storage)(void *out, const void *in, int64_t count, Stream *stream);
+} ConvertOps;
 
-    // --- optimizer (arXiv 1711.05101) -------------------------------------------------------------------
+// --- optimizer (arXiv 1711.05101) --------------------------------------------------------------------------
 
+typedef struct {
     // With g = gradient_scale · grad, all in the accumulator type:
     //   m = beta1·m + (1-beta1)·g;  v = beta2·v + (1-beta2)·g²
     //   master -= learning_rate · (m̂ / (sqrt(v̂) + epsilon) + weight_decay · master),
@@ -275,6 +291,22 @@ typedef struct Ops {
     //   rounded master. weights S[count], master, m, v, grad A[count].
     void (*adamw)(void *weights, void *master, void *m, void *v, const void *grad, int64_t count,
                   const AdamwStep *update, Stream *stream);
+} OptimizerOps;
+
+// A device's operations.
+typedef struct Ops {
+    StorageType storage;
+    EmbeddingOps embedding;
+    RmsnormOps rmsnorm;
+    LinearOps linear;
+    RopeOps rope;
+    AttentionOps attention;
+    LighthouseOps lighthouse;
+    SwigluOps swiglu;
+    LossOps loss;
+    ReduceOps reduce;
+    ConvertOps convert;
+    OptimizerOps optimizer;
 } Ops;
 
 #ifdef __cplusplus

@@ -68,7 +68,7 @@ static AttentionShape call_shape(const AttentionPlan *plan, const AttentionBlock
 void block_forward(Device *device, const AttentionPlan *plan, const AttentionBlock *block, void *workspace) {
     const AttentionShape shape =
         call_shape(plan, block, block->query_len, block->key_len, block->causal, plan->kv_heads);
-    device->ops->attention_forward(block->out.at, block->logsumexp.at, block->query.at, block->key.at,
+    device->ops->attention.forward(block->out.at, block->logsumexp.at, block->query.at, block->key.at,
                                    block->value.at, &shape, workspace, device->stream);
 }
 
@@ -83,7 +83,7 @@ static void call_backward(Device *device, const AttentionPlan *plan, const Atten
     shape.grad_query = gradients->query.strides;
     shape.grad_key = gradients->key.strides;
     shape.grad_value = gradients->value.strides;
-    device->ops->attention_backward(gradients->query.at, gradients->key.at, gradients->value.at,
+    device->ops->attention.backward(gradients->query.at, gradients->key.at, gradients->value.at,
                                     part->grad_out.at, part->query.at, part->key.at, part->value.at,
                                     part->out.at, part->logsumexp.at, &shape, workspace, device->stream);
 }
@@ -129,8 +129,9 @@ static void add_part(Device *device, const AttentionPlan *plan, View sum, View p
     const int64_t sum_batch = sum.strides.batch * (int64_t)storage_size(sum.type);
     const int64_t part_batch = part.strides.batch * (int64_t)storage_size(part.type);
     for (int64_t row = 0; row < plan->batch; row++)
-        device->ops->accumulate_rows(sum.at + row * sum_batch, sum.strides.token, part.at + row * part_batch,
-                                     part.strides.token, tokens, columns, device->stream);
+        device->ops->convert.accumulate_rows(sum.at + row * sum_batch, sum.strides.token,
+                                             part.at + row * part_batch, part.strides.token, tokens, columns,
+                                             device->stream);
 }
 
 void block_backward(Device *device, const AttentionPlan *plan, const AttentionBlock *block,
@@ -178,7 +179,7 @@ size_t block_forward_bytes(Device *device, const AttentionPlan *plan, int64_t qu
                            bool causal) {
     const AttentionBlock block = nowhere(plan, device->ops->storage);
     const AttentionShape shape = call_shape(plan, &block, query_len, key_len, causal, plan->kv_heads);
-    return device->ops->attention_workspace(&shape, false, device->stream);
+    return device->ops->attention.workspace(&shape, false, device->stream);
 }
 
 static size_t call_backward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len,
@@ -191,7 +192,7 @@ static size_t call_backward_bytes(Device *device, const AttentionPlan *plan, int
     shape.grad_query = direct ? block.query.strides : scratch.query.strides;
     shape.grad_key = direct ? block.key.strides : scratch.key.strides;
     shape.grad_value = direct ? block.value.strides : scratch.value.strides;
-    return device->ops->attention_workspace(&shape, true, device->stream);
+    return device->ops->attention.workspace(&shape, true, device->stream);
 }
 
 static size_t larger(size_t a, size_t b) {
@@ -322,7 +323,7 @@ static void backward_cut_by_length(Device *device, const AttentionPlan *plan, co
     const PackedViews views = packed_views(sums, accumulator_type(device->ops->storage), plan->seq_len,
                                            plan->heads, plan->kv_heads, plan->head_dim);
     block_backward(device, plan, block, &views, NULL, workspace, sums + bytes);
-    device->ops->round_to_storage(
+    device->ops->convert.round_to_storage(
         grad_qkv, sums, plan->batch * plan->seq_len * total_heads(plan) * plan->head_dim, device->stream);
 }
 

@@ -1,5 +1,5 @@
-// Blocks of attention, as llmc/model/attention.c and llmc/model/ring_attention.c put it together: some consecutive
-// queries on some consecutive keys, in one call of the device's operation or in several.
+// Blocks of attention, as llmc/model/attention.c and llmc/model/ring_attention.c put it together: some
+// consecutive queries on some consecutive keys, in one call of the device's operation or in several.
 #pragma once
 #include "model/attention.h"
 

@@ -22,8 +22,8 @@ bool lighthouse_valid(const LighthouseSettings *settings, int64_t seq_len, char 
 LighthouseShape lighthouse_shape(const LighthouseSettings *settings, int64_t batch, int64_t seq_len,
                                  int heads, int kv_heads, int head_dim);
 
-// The part of it that each of `size` context-parallel ranks has (llmc/parallel/sequence_parts.h): whole chunks, so that each
-// rank selects on its own exactly what one would.
+// The part of it that each of `size` context-parallel ranks has (llmc/parallel/sequence_parts.h): whole
+// chunks, so that each rank selects on its own exactly what one would.
 LighthouseShape lighthouse_part(LighthouseShape whole, int size);
 
 // One layer's attention: what is kept from forward to backward, all device memory.

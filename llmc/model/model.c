@@ -148,7 +148,7 @@ static void settle_lighthouse(Model *model) {
                                         ranks);
     char reason[512];
     Device *device = model->device;
-    if (!device->ops->lighthouse_supported(&model->lighthouse, reason, sizeof(reason), device->stream))
+    if (!device->ops->lighthouse.supported(&model->lighthouse, reason, sizeof(reason), device->stream))
         fatal("%s (or train dense with --selection off)", reason);
     model->sub_attention = lighthouse_attention_plan(device, &model->lighthouse, s->deterministic,
                                                      s->attention_workspace_bound, s->collectives);
@@ -261,11 +261,11 @@ static void project_qkv(Model *model, int64_t layer, bool norms) {
     const ModelConfig *c = &model->config;
     const Ops *ops = model->device->ops;
     void *qkv = activation(model, ACT_QKV, layer);
-    ops->linear_forward(qkv, activation(model, ACT_ATTN_NORM, layer), model_weight(model, PARAM_QUERY, layer),
+    ops->linear.forward(qkv, activation(model, ACT_ATTN_NORM, layer), model_weight(model, PARAM_QUERY, layer),
                         NULL, rows_of(model), qkv_dim(c), c->dim, model->device->stream);
-    ops->rope(qkv, norms ? model->scores : NULL, model->lighthouse.pyramid, model->angles,
-              model->settings.batch, model->settings.seq_len, (int)(c->heads + 2 * c->kv_heads),
-              (int)(c->heads + c->kv_heads), (int)head_dim(c), false, model->device->stream);
+    ops->rope.rotate(qkv, norms ? model->scores : NULL, model->lighthouse.pyramid, model->angles,
+                     model->settings.batch, model->settings.seq_len, (int)(c->heads + 2 * c->kv_heads),
+                     (int)(c->heads + c->kv_heads), (int)head_dim(c), false, model->device->stream);
 }
 
 static void attention_steps(Model *model, int64_t layer, Pass pass) {
@@ -301,22 +301,22 @@ static void layer_steps(Model *model, int64_t layer, Pass pass) {
     void *gate_up = activation(model, ACT_GATE_UP, layer);
 
     if (makes(pass, ACT_ATTN_NORM))
-        ops->rmsnorm_forward(activation(model, ACT_ATTN_NORM, layer), activation(model, ACT_ATTN_RSTD, layer),
+        ops->rmsnorm.forward(activation(model, ACT_ATTN_NORM, layer), activation(model, ACT_ATTN_RSTD, layer),
                              residual, model_weight(model, PARAM_ATTENTION_NORM, layer), rows, c->dim,
                              c->norm_eps, stream);
     attention_steps(model, layer, pass);
     if (makes(pass, ACT_FFN_RESIDUAL))
-        ops->linear_forward(ffn_residual, activation(model, ACT_ATTENTION, layer),
+        ops->linear.forward(ffn_residual, activation(model, ACT_ATTENTION, layer),
                             model_weight(model, PARAM_ATTENTION_OUT, layer), residual, rows, c->dim,
                             query_dim, stream);
     if (makes(pass, ACT_FFN_NORM))
-        ops->rmsnorm_forward(ffn_norm, activation(model, ACT_FFN_RSTD, layer), ffn_residual,
+        ops->rmsnorm.forward(ffn_norm, activation(model, ACT_FFN_RSTD, layer), ffn_residual,
                              model_weight(model, PARAM_FFN_NORM, layer), rows, c->dim, c->norm_eps, stream);
     if (makes(pass, ACT_GATE_UP))
-        ops->linear_forward(gate_up, ffn_norm, model_weight(model, PARAM_GATE, layer), NULL, rows,
+        ops->linear.forward(gate_up, ffn_norm, model_weight(model, PARAM_GATE, layer), NULL, rows,
                             2 * c->ffn_dim, c->dim, stream);
     if (makes(pass, ACT_SWIGLU))
-        ops->swiglu_forward(activation(model, ACT_SWIGLU, layer), gate_up, rows, c->ffn_dim, stream);
+        ops->swiglu.forward(activation(model, ACT_SWIGLU, layer), gate_up, rows, c->ffn_dim, stream);
 }
 
 // The stack up to the final norm; the host's int32[rows] tokens go in. Without selection all layers are
@@ -327,7 +327,7 @@ static void forward(Model *model, const int32_t *inputs, bool selection) {
     const ModelConfig *c = &model->config;
     const int64_t rows = rows_of(model);
     model->device->upload(model->device, model->tokens, inputs, (size_t)rows * sizeof(int32_t));
-    ops->embedding_forward(activation(model, ACT_RESIDUAL, 0), model_weight(model, PARAM_EMBEDDING, 0),
+    ops->embedding.forward(activation(model, ACT_RESIDUAL, 0), model_weight(model, PARAM_EMBEDDING, 0),
                            (const int32_t *)model->tokens, rows, c->dim, c->vocab_size, stream);
     for (int64_t layer = 0; layer < c->layers; layer++) {
         const Pass pass = {selection ? model->layer_kinds[layer] : LAYER_DENSE, true,
@@ -335,11 +335,11 @@ static void forward(Model *model, const int32_t *inputs, bool selection) {
         layer_steps(model, layer, pass);
         void *output =
             layer + 1 < c->layers ? activation(model, ACT_RESIDUAL, layer + 1) : model->last_residual;
-        ops->linear_forward(output, activation(model, ACT_SWIGLU, layer),
+        ops->linear.forward(output, activation(model, ACT_SWIGLU, layer),
                             model_weight(model, PARAM_DOWN, layer),
                             activation(model, ACT_FFN_RESIDUAL, layer), rows, c->dim, c->ffn_dim, stream);
     }
-    ops->rmsnorm_forward(model->last_norm, model->last_rstd, model->last_residual,
+    ops->rmsnorm.forward(model->last_norm, model->last_rstd, model->last_residual,
                          model_weight(model, PARAM_FINAL_NORM, 0), rows, c->dim, c->norm_eps, stream);
 }
 
@@ -356,14 +356,14 @@ static void head_and_loss(Model *model, const int32_t *targets, double loss_weig
     for (int64_t start = 0; start < rows; start += model->settings.loss_chunk) {
         const int64_t chunk = min_i64(model->settings.loss_chunk, rows - start);
         const void *normed = element(model->last_norm, start * c->dim, storage);
-        ops->linear_forward(model->scratch, normed, head, NULL, chunk, c->vocab_size, c->dim, stream);
-        ops->cross_entropy(element(model->losses, start, accumulator_of(model)), model->scratch,
-                           (const int32_t *)model->targets + start, chunk, c->vocab_size, loss_weight,
-                           stream);
+        ops->linear.forward(model->scratch, normed, head, NULL, chunk, c->vocab_size, c->dim, stream);
+        ops->loss.cross_entropy(element(model->losses, start, accumulator_of(model)), model->scratch,
+                                (const int32_t *)model->targets + start, chunk, c->vocab_size, loss_weight,
+                                stream);
         if (loss_weight == 0) continue;
-        ops->linear_backward_input(element(model->grad_branch, start * c->dim, storage), model->scratch, head,
+        ops->linear.backward_input(element(model->grad_branch, start * c->dim, storage), model->scratch, head,
                                    chunk, c->vocab_size, c->dim, stream);
-        ops->linear_backward_weight(model_gradient(model, PARAM_HEAD, 0), model->scratch, normed, chunk,
+        ops->linear.backward_weight(model_gradient(model, PARAM_HEAD, 0), model->scratch, normed, chunk,
                                     c->vocab_size, c->dim, stream);
     }
 }
@@ -378,17 +378,17 @@ static void feed_forward_backward(Model *model, int64_t layer) {
     const int64_t rows = rows_of(model);
     void *grad_gate_up = model->scratch;
     void *grad_swiglu = element(model->scratch, rows * 2 * c->ffn_dim, storage_of(model));
-    ops->linear_backward_weight(model_gradient(model, PARAM_DOWN, layer), model->grad_residual,
+    ops->linear.backward_weight(model_gradient(model, PARAM_DOWN, layer), model->grad_residual,
                                 activation(model, ACT_SWIGLU, layer), rows, c->dim, c->ffn_dim, stream);
-    ops->linear_backward_input(grad_swiglu, model->grad_residual, model_weight(model, PARAM_DOWN, layer),
+    ops->linear.backward_input(grad_swiglu, model->grad_residual, model_weight(model, PARAM_DOWN, layer),
                                rows, c->dim, c->ffn_dim, stream);
-    ops->swiglu_backward(grad_gate_up, grad_swiglu, activation(model, ACT_GATE_UP, layer), rows, c->ffn_dim,
+    ops->swiglu.backward(grad_gate_up, grad_swiglu, activation(model, ACT_GATE_UP, layer), rows, c->ffn_dim,
                          stream);
-    ops->linear_backward_weight(model_gradient(model, PARAM_GATE, layer), grad_gate_up,
+    ops->linear.backward_weight(model_gradient(model, PARAM_GATE, layer), grad_gate_up,
                                 activation(model, ACT_FFN_NORM, layer), rows, 2 * c->ffn_dim, c->dim, stream);
-    ops->linear_backward_input(model->grad_branch, grad_gate_up, model_weight(model, PARAM_GATE, layer), rows,
+    ops->linear.backward_input(model->grad_branch, grad_gate_up, model_weight(model, PARAM_GATE, layer), rows,
                                2 * c->ffn_dim, c->dim, stream);
-    ops->rmsnorm_backward(model->grad_residual, model_gradient(model, PARAM_FFN_NORM, layer),
+    ops->rmsnorm.backward(model->grad_residual, model_gradient(model, PARAM_FFN_NORM, layer),
                           model->grad_residual, model->grad_branch,
                           activation(model, ACT_FFN_RESIDUAL, layer),
                           model_weight(model, PARAM_FFN_NORM, layer), activation(model, ACT_FFN_RSTD, layer),
@@ -400,9 +400,10 @@ static void dense_layer_backward(Model *model, int64_t layer, void *grad_qkv, co
     attention_backward(model->device, &model->attention, grad_qkv, grad_attention,
                        activation(model, ACT_QKV, layer), activation(model, ACT_ATTENTION, layer),
                        activation(model, ACT_LOGSUMEXP, layer), model->attention_workspace);
-    model->device->ops->rope(grad_qkv, NULL, 0, model->angles, model->settings.batch, model->settings.seq_len,
-                             (int)(c->heads + 2 * c->kv_heads), (int)(c->heads + c->kv_heads),
-                             (int)head_dim(c), true, model->device->stream);
+    model->device->ops->rope.rotate(grad_qkv, NULL, 0, model->angles, model->settings.batch,
+                                    model->settings.seq_len, (int)(c->heads + 2 * c->kv_heads),
+                                    (int)(c->heads + c->kv_heads), (int)head_dim(c), true,
+                                    model->device->stream);
 }
 
 static void lighthouse_layer_backward(Model *model, int64_t layer, void *grad_qkv,
@@ -421,20 +422,20 @@ static void attention_block_backward(Model *model, int64_t layer) {
     const int64_t rows = rows_of(model), query_dim = c->heads * head_dim(c);
     void *grad_attention = model->grad_branch;
     void *grad_qkv = model->scratch;
-    ops->linear_backward_weight(model_gradient(model, PARAM_ATTENTION_OUT, layer), model->grad_residual,
+    ops->linear.backward_weight(model_gradient(model, PARAM_ATTENTION_OUT, layer), model->grad_residual,
                                 activation(model, ACT_ATTENTION, layer), rows, c->dim, query_dim, stream);
-    ops->linear_backward_input(grad_attention, model->grad_residual,
+    ops->linear.backward_input(grad_attention, model->grad_residual,
                                model_weight(model, PARAM_ATTENTION_OUT, layer), rows, c->dim, query_dim,
                                stream);
     if (model->layer_kinds[layer] == LAYER_LIGHTHOUSE)
         lighthouse_layer_backward(model, layer, grad_qkv, grad_attention);
     else
         dense_layer_backward(model, layer, grad_qkv, grad_attention);
-    ops->linear_backward_weight(model_gradient(model, PARAM_QUERY, layer), grad_qkv,
+    ops->linear.backward_weight(model_gradient(model, PARAM_QUERY, layer), grad_qkv,
                                 activation(model, ACT_ATTN_NORM, layer), rows, qkv_dim(c), c->dim, stream);
-    ops->linear_backward_input(model->grad_branch, grad_qkv, model_weight(model, PARAM_QUERY, layer), rows,
+    ops->linear.backward_input(model->grad_branch, grad_qkv, model_weight(model, PARAM_QUERY, layer), rows,
                                qkv_dim(c), c->dim, stream);
-    ops->rmsnorm_backward(model->grad_residual, model_gradient(model, PARAM_ATTENTION_NORM, layer),
+    ops->rmsnorm.backward(model->grad_residual, model_gradient(model, PARAM_ATTENTION_NORM, layer),
                           model->grad_residual, model->grad_branch, activation(model, ACT_RESIDUAL, layer),
                           model_weight(model, PARAM_ATTENTION_NORM, layer),
                           activation(model, ACT_ATTN_RSTD, layer), rows, c->dim, stream);
@@ -450,7 +451,7 @@ static void backward(Model *model, const GradientsReady *ready) {
     Stream *stream = model->device->stream;
     const ModelConfig *c = &model->config;
     const int64_t rows = rows_of(model);
-    ops->rmsnorm_backward(model->grad_residual, model_gradient(model, PARAM_FINAL_NORM, 0), NULL,
+    ops->rmsnorm.backward(model->grad_residual, model_gradient(model, PARAM_FINAL_NORM, 0), NULL,
                           model->grad_branch, model->last_residual, model_weight(model, PARAM_FINAL_NORM, 0),
                           model->last_rstd, rows, c->dim, stream);
     for (int64_t layer = c->layers - 1; layer >= 0; layer--) {
@@ -461,7 +462,7 @@ static void backward(Model *model, const GradientsReady *ready) {
         tell_ready(model, ready, PARAM_QUERY, layer);
     }
     tell_ready(model, ready, PARAM_FINAL_NORM, 0);
-    ops->embedding_backward(model_gradient(model, PARAM_EMBEDDING, 0), model->grad_residual,
+    ops->embedding.backward(model_gradient(model, PARAM_EMBEDDING, 0), model->grad_residual,
                             (const int32_t *)model->tokens, rows, c->dim, c->vocab_size, stream);
     tell_ready(model, ready, PARAM_EMBEDDING, 0);
 }
@@ -478,8 +479,8 @@ void model_accumulate(Model *model, int64_t micro_step, const int32_t *inputs, c
     forward(model, inputs, true);
     head_and_loss(model, targets, loss_weight);
     tell_ready(model, ready, PARAM_HEAD, 0);
-    model->device->ops->sum((double *)model->loss_sums + micro_step, model->losses, rows_of(model),
-                            model->device->stream);
+    model->device->ops->reduce.sum((double *)model->loss_sums + micro_step, model->losses, rows_of(model),
+                                   model->device->stream);
     backward(model, ready);
 }
 
@@ -496,7 +497,8 @@ double model_losses(Model *model) {
 double model_evaluate(Model *model, const int32_t *inputs, const int32_t *targets, bool selection) {
     forward(model, inputs, selection);
     head_and_loss(model, targets, 0);
-    model->device->ops->sum((double *)model->loss_sums, model->losses, rows_of(model), model->device->stream);
+    model->device->ops->reduce.sum((double *)model->loss_sums, model->losses, rows_of(model),
+                                   model->device->stream);
     double total;
     model->device->download(model->device, &total, model->loss_sums, sizeof(total));
     return total;
@@ -506,7 +508,7 @@ void model_logits(Model *model, void *logits, const int32_t *inputs, int64_t fir
     const ModelConfig *c = &model->config;
     const StorageType storage = storage_of(model);
     forward(model, inputs, false);
-    model->device->ops->linear_forward(model->scratch, element(model->last_norm, first_row * c->dim, storage),
+    model->device->ops->linear.forward(model->scratch, element(model->last_norm, first_row * c->dim, storage),
                                        model_weight(model, PARAM_HEAD, 0), NULL, count, c->vocab_size, c->dim,
                                        model->device->stream);
     model->device->download(model->device, logits, model->scratch,

@@ -117,8 +117,9 @@ size_t ring_backward_bytes(Device *device, const AttentionPlan *plan) {
 // The keys and values, without the queries before them, as they travel.
 static void pack_key_values(const Ring *ring, void *key_values, const void *qkv) {
     const void *first = (const char *)qkv + ring->query_width * (int64_t)storage_size(ring->storage);
-    ring->device->ops->copy_rows(key_values, ring->kv_width, first, ring->query_width + ring->kv_width,
-                                 ring->rows, ring->kv_width, ring->device->stream);
+    ring->device->ops->convert.copy_rows(key_values, ring->kv_width, first,
+                                         ring->query_width + ring->kv_width, ring->rows, ring->kv_width,
+                                         ring->device->stream);
 }
 
 // Sends what is here of a turn to the next rank, and receives the previous rank's: pairs of buffers to send
@@ -182,7 +183,7 @@ static void add_turn(const Ring *ring, const ForwardBuffers *buffers, AttentionB
     shape.head_dim = plan->head_dim;
     shape.output = sum.strides;
     shape.logsumexp = total.strides;
-    ring->device->ops->attention_merge(sum.at, total.at, buffers->part, buffers->part_logsumexp, &shape,
+    ring->device->ops->attention.merge(sum.at, total.at, buffers->part, buffers->part_logsumexp, &shape,
                                        block.causal, ring->device->stream);
 }
 
@@ -200,7 +201,7 @@ void ring_forward(Device *device, const AttentionPlan *plan, void *out, void *lo
         const AttentionBlock block = turn_block(&ring, turn, qkv, here, &first_query);
         add_turn(&ring, &buffers, block, first_query, logsumexp);
     }
-    device->ops->round_to_storage(out, buffers.sum, ring.rows * ring.query_width, device->stream);
+    device->ops->convert.round_to_storage(out, buffers.sum, ring.rows * ring.query_width, device->stream);
 }
 
 // --- backward -------------------------------------------------------------------------------------------
@@ -237,10 +238,10 @@ static void unpack_gradients(const Ring *ring, void *grad_qkv, const void *grad_
     const Ops *ops = ring->device->ops;
     const int64_t width = ring->query_width + ring->kv_width;
     void *keys = (char *)grad_qkv + ring->query_width * (int64_t)storage_size(ring->storage);
-    ops->round_rows(grad_qkv, width, grad_query, ring->query_width, ring->rows, ring->query_width,
-                    ring->device->stream);
-    ops->round_rows(keys, width, grad_key_values, ring->kv_width, ring->rows, ring->kv_width,
-                    ring->device->stream);
+    ops->convert.round_rows(grad_qkv, width, grad_query, ring->query_width, ring->rows, ring->query_width,
+                            ring->device->stream);
+    ops->convert.round_rows(keys, width, grad_key_values, ring->kv_width, ring->rows, ring->kv_width,
+                            ring->device->stream);
 }
 
 void ring_backward(Device *device, const AttentionPlan *plan, void *grad_qkv, const void *grad_out,

@@ -1,6 +1,7 @@
-// Attention of sequences whose pieces lie on the ranks of a context-parallel group (llmc/parallel/sequence_parts.h). Keys and
-// values go round the ring of ranks; each adds what its own queries see of them, the partial softmaxes merged
-// by their log-sum-exp in the accumulator type. In the backward their gradients go round with them.
+// Attention of sequences whose pieces lie on the ranks of a context-parallel group
+// (llmc/parallel/sequence_parts.h). Keys and values go round the ring of ranks; each adds what its own
+// queries see of them, the partial softmaxes merged by their log-sum-exp in the accumulator type. In the
+// backward their gradients go round with them.
 //
 // Of the pieces of a rank before this one in the ring, both of this rank's pieces see the early one and none
 // sees the late one; of a rank after it, the late piece sees both and the early one none. So every turn but

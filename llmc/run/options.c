@@ -473,8 +473,7 @@ static void check_context(const Options *options, int processes) {
               (long)options->seq_len, (long)cp, multiples_around(options->seq_len, 2 * cp));
     if (options->selection && chunks % (2 * cp) != 0)
         fatal("--cp %ld: its 2 x %ld pieces must hold whole chunks, of which --topk %ld / --topk-tile %ld "
-              "makes "
-              "%ld; with %d processes --cp may be %s",
+              "makes %ld; with %d processes --cp may be %s",
               (long)cp, (long)cp, (long)options->topk, (long)options->topk_tile, (long)chunks, processes,
               context_sizes(processes, chunks));
 }

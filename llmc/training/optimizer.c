@@ -100,9 +100,10 @@ void optimizer_initialize(Optimizer *optimizer, uint64_t seed) {
     for (int i = 0; i < table->count; i++) upload_initial(optimizer, &table->list[i], seed);
     for (int bucket = 0; bucket < table->bucket_count; bucket++) {
         const ElementRange range = updated_range(optimizer, bucket);
-        device->ops->round_to_storage(part(model->weights, range.first, storage),
-                                      part(optimizer->master, state_start(optimizer, bucket), accumulator),
-                                      range.count, device->stream);
+        device->ops->convert.round_to_storage(
+            part(model->weights, range.first, storage),
+            part(optimizer->master, state_start(optimizer, bucket), accumulator), range.count,
+            device->stream);
         publish(optimizer, bucket);
     }
     finish(optimizer);
@@ -121,7 +122,8 @@ static void reduce_bucket(void *context, int bucket) {
     const ParameterBucket *b = &model->parameters.buckets[bucket];
     void *gradients = part(model->gradients, b->offset, accumulator_of(optimizer));
     if (optimizer->ranks == 1) return;
-    device->ops->sum_of_squares(norm_square(optimizer, bucket, false), gradients, b->count, device->stream);
+    device->ops->reduce.sum_of_squares(norm_square(optimizer, bucket, false), gradients, b->count,
+                                       device->stream);
     const int64_t count = b->count / optimizer->ranks;
     collectives_reduce_scatter(optimizer->collectives, GROUP_WORLD, gradients, count,
                                "summing gradients over ranks");
@@ -153,9 +155,9 @@ double optimizer_grad_norm(Optimizer *optimizer, double *norm_here) {
     // Each rank sums up its part, sharded or not: so both ways give the same bits.
     for (int bucket = 0; bucket < model->parameters.bucket_count; bucket++) {
         const ElementRange range = bucket_part(&model->parameters, bucket, optimizer->rank);
-        device->ops->sum_of_squares(norm_square(optimizer, bucket, true),
-                                    part(model->gradients, range.first, accumulator_of(optimizer)),
-                                    range.count, device->stream);
+        device->ops->reduce.sum_of_squares(norm_square(optimizer, bucket, true),
+                                           part(model->gradients, range.first, accumulator_of(optimizer)),
+                                           range.count, device->stream);
     }
     double square = download_norm_square(optimizer, true);
     if (norm_here) *norm_here = sqrt(optimizer->ranks == 1 ? square : download_norm_square(optimizer, false));
@@ -177,7 +179,7 @@ void optimizer_update(Optimizer *optimizer, int64_t step, double learning_rate, 
         const ElementRange range = updated_range(optimizer, bucket);
         const int64_t state = state_start(optimizer, bucket);
         update.weight_decay = model->parameters.buckets[bucket].decay || s->decay_all ? s->weight_decay : 0;
-        model->device->ops->adamw(
+        model->device->ops->optimizer.adamw(
             part(model->weights, range.first, storage), part(optimizer->master, state, accumulator),
             part(optimizer->m, state, accumulator), part(optimizer->v, state, accumulator),
             part(model->gradients, range.first, accumulator), range.count, &update, model->device->stream);

@@ -3,8 +3,8 @@
 //
 //   FAIL_IO_BELOW=DIR    the directory, as an absolute path
 //   FAIL_IO_CALL=N       the first call that fails, from 1
-//   FAIL_IO_KIND=KIND    how: ENOSPC, EIO or EROFS; "short": a write takes half of what it is given and says
-//   so;
+//   FAIL_IO_KIND=KIND    how: ENOSPC, EIO or EROFS;
+//                        "short": a write takes half of what it is given and says so;
 //                        "full": a write takes half, and from then on whatever needs space fails with ENOSPC
 //   FAIL_IO_FOR=COUNT    so many calls fail; 0: all from the first on
 //   FAIL_IO_RANK=RANK    only of this process of several that mpirun started

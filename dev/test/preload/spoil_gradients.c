@@ -3,8 +3,8 @@
 // before, whose turn comes next.
 //
 //   SPOIL_RANK=R                   of the world
-//   SPOIL_FIRST=N SPOIL_EVERY=M    at the Nth sum (each bucket of the parameters is one), from 1, and at
-//   every SPOIL_TIMES=K                  Mth after it, K times
+//   SPOIL_FIRST=N                  at the Nth sum (each bucket of the parameters is one), from 1,
+//   SPOIL_EVERY=M SPOIL_TIMES=K    and at every Mth after it, K times
 #include <math.h>
 #include <mpi.h>
 #include <stdlib.h>

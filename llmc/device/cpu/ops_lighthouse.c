@@ -1,6 +1,6 @@
 // Lighthouse attention's own operations (arXiv 2605.06554) in plain C: pyramid, selection, gather, scatter
-// and their transposes. Written to be read against llmc/device/ops.h: the selection sorts the candidates and takes
-// the first, the order comes from comparing sort keys.
+// and their transposes. Written to be read against llmc/device/ops.h: the selection sorts the candidates and
+// takes the first, the order comes from comparing sort keys.
 #include "device/cpu/ops_lighthouse.h"
 
 #include <math.h>

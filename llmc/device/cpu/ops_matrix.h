@@ -1,4 +1,5 @@
-// The operations of ops_linear.c and ops_attention.c, for the table in ops.c; llmc/device/ops.h says what they do.
+// The operations of ops_linear.c and ops_attention.c, for the table in ops.c; llmc/device/ops.h says what
+// they do.
 #pragma once
 #include "device/cpu/storage_types.h"
 
