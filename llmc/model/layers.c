@@ -1,9 +1,6 @@
 #include "model/layers.h"
 
-#include "parallel/sequence_parts.h"
-
-#include <math.h>
-#include <stdlib.h>
+#include "model/rotary.h"
 
 static int64_t rows_of(const Layers *layers) {
     return layers->batch * layers->seq_len;
@@ -106,28 +103,11 @@ void layers_free(Layers *layers) {
     activations_free(layers->activations);
 }
 
-// Angles position · theta^(-2j/head_dim), formed in double: in float they would be off by 0.06 at a million.
-// Of the positions that this rank holds.
 void layers_start(const Layers *l) {
-    const Group context = l->context ? l->context->communicator->groups[GROUP_CONTEXT] : (Group){0, 1};
-    const int64_t half = head_dim(&l->config) / 2, seq_len = l->seq_len;
-    const size_t count = (size_t)(seq_len * half * 2);
-    double *angles = (double *)host_allocate(count, sizeof(double), "RoPE angles");
-#pragma omp parallel for
-    for (int64_t i = 0; i < seq_len; i++) {
-        const double position = (double)context_position(context, seq_len, i);
-        for (int64_t j = 0; j < half; j++) {
-            const double frequency = pow(l->config.rope_theta, -2.0 * (double)j / (double)(2 * half));
-            angles[(i * half + j) * 2] = cos(position * frequency);
-            angles[(i * half + j) * 2 + 1] = sin(position * frequency);
-        }
-    }
-    const size_t bytes = count * storage_size(accumulator_of(l));
-    void *stored = host_allocate(bytes, 1, "RoPE angles");
-    storage_from_double(stored, accumulator_of(l), angles, count);
-    l->device->upload(l->device, memory_at(l->memory, l->angles), stored, bytes);
-    free(stored);
-    free(angles);
+    const Group alone = {0, 1};
+    const Group context = l->context ? l->context->communicator->groups[GROUP_CONTEXT] : alone;
+    rotary_upload(l->device, memory_at(l->memory, l->angles), l->seq_len, head_dim(&l->config),
+                  l->config.rope_theta, context);
 }
 
 LayerKind layer_kind(int64_t layer, const StepAttention *attention) {
