@@ -4,7 +4,7 @@
 // Nothing here ends the process or allocates more than a list of directories, so a thread beside the training
 // may call it.
 #pragma once
-#include "base/common.h"
+#include "base/reason.h"
 
 #include <limits.h>
 
@@ -21,9 +21,6 @@ extern "C" {
 #define LATEST_FILE    "latest" // beside the checkpoints: the name of the newest
 
 #define FORMAT_VERSION 1 // of trainer.json and manifest.json
-
-// Room for one line that says what went wrong.
-#define REASON_SIZE 1024
 
 // step_NNNNNNNN is a checkpoint. step_NNNNNNNN.tmp is one being written or deleted. step_NNNNNNNN.old is one
 // that gives way to another of its step: as good as any until that one has its name.

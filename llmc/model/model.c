@@ -146,10 +146,10 @@ static void settle_lighthouse(Model *model) {
     model->lighthouse = lighthouse_part(lighthouse_shape(&s->lighthouse, s->batch, s->seq_len * ranks,
                                                          (int)c->heads, (int)c->kv_heads, (int)head_dim(c)),
                                         ranks);
-    char reason[512];
+    Reason reason;
     Device *device = model->device;
-    if (!device->ops->lighthouse.supported(&model->lighthouse, reason, sizeof(reason), device->stream))
-        fatal("%s (or train dense with --selection off)", reason);
+    if (!device->ops->lighthouse.supported(&model->lighthouse, &reason, device->stream))
+        fatal("%s (or train dense with --selection off)", reason.text);
     model->sub_attention = lighthouse_attention_plan(device, &model->lighthouse, s->deterministic,
                                                      s->attention_workspace_bound, s->collectives);
     model->halo.context = model->sub_attention.context;
