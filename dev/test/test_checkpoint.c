@@ -1165,10 +1165,10 @@ static void test_hostile_safetensors(void *unused) {
                           cases[i].length ? (uint64_t)cases[i].length : strlen(cases[i].header),
                           cases[i].data_bytes);
         SafetensorsFile file;
-        char reason[1024] = "";
-        const bool opened = safetensors_open(&file, path, reason, sizeof(reason));
-        check(!opened && strstr(reason, cases[i].reason), "%s: says \"%s\", not \"%s\"", cases[i].header,
-              reason, cases[i].reason);
+        Reason reason = {""};
+        const bool opened = safetensors_open(&file, path, &reason);
+        check(!opened && strstr(reason.text, cases[i].reason), "%s: says \"%s\", not \"%s\"", cases[i].header,
+              reason.text, cases[i].reason);
         if (opened) safetensors_close(&file);
     }
     free(path);
@@ -1180,23 +1180,22 @@ static void test_strange_safetensors(void *unused) {
     const char *directory = test_directory();
     char *path = format_string("%s/t.safetensors", directory);
     SafetensorsFile file;
-    char reason[1024] = "";
-    check(!safetensors_open(&file, path, reason, sizeof(reason)) && strstr(reason, "No such file"), "%s",
-          reason);
-    check(!safetensors_open(&file, directory, reason, sizeof(reason)) && strstr(reason, "is not a file"),
-          "%s", reason);
+    Reason reason = {""};
+    check(!safetensors_open(&file, path, &reason) && strstr(reason.text, "No such file"), "%s", reason.text);
+    check(!safetensors_open(&file, directory, &reason) && strstr(reason.text, "is not a file"), "%s",
+          reason.text);
     for (size_t bytes = 0; bytes < 8; bytes++) {
         write_all(path, "\2\0\0\0\0\0\0\0", bytes);
-        check(!safetensors_open(&file, path, reason, sizeof(reason)) && strstr(reason, "fewer than the 8"),
-              "%s", reason);
+        check(!safetensors_open(&file, path, &reason) && strstr(reason.text, "fewer than the 8"), "%s",
+              reason.text);
     }
     const int depth = 3000000;
     char *deep = (char *)host_allocate((size_t)depth + 6, 1, "a test");
     memcpy(deep, "{\"a\":", 5);
     memset(deep + 5, '[', (size_t)depth);
     write_safetensors(path, deep, (uint64_t)depth + 5, 0);
-    check(!safetensors_open(&file, path, reason, sizeof(reason)) && strstr(reason, "not a JSON object"), "%s",
-          reason);
+    check(!safetensors_open(&file, path, &reason) && strstr(reason.text, "not a JSON object"), "%s",
+          reason.text);
     free(deep);
     free(path);
 }
@@ -1212,8 +1211,8 @@ static void test_random_safetensors(void *unused) {
             header[random_below(strlen(good))] = (char)(1 + random_below(127));
         write_safetensors(path, header, strlen(good), 32);
         SafetensorsFile file;
-        char reason[1024] = "";
-        if (safetensors_open(&file, path, reason, sizeof(reason))) {
+        Reason reason = {""};
+        if (safetensors_open(&file, path, &reason)) {
             for (int j = 0; j < file.count; j++) {
                 char data[32];
                 check(file.tensors[j].bytes <= 32 &&
@@ -1222,7 +1221,7 @@ static void test_random_safetensors(void *unused) {
             }
             safetensors_close(&file);
         } else {
-            check(reason[0] != 0, "%s: refused without a reason", header);
+            check(reason.text[0] != 0, "%s: refused without a reason", header);
         }
         free(header);
     }
@@ -1245,8 +1244,8 @@ static void test_safetensors(void *unused) {
     memcpy(whole + size, contents, sizeof(contents));
     write_all(path, whole, size + sizeof(contents));
     SafetensorsFile file;
-    char reason[1024] = "";
-    if (safetensors_open(&file, path, reason, sizeof(reason))) {
+    Reason reason = {""};
+    if (safetensors_open(&file, path, &reason)) {
         check(file.count == 2 && !strcmp(file.metadata, "{\"key\":\"value\"}"), "metadata %s", file.metadata);
         for (size_t i = 0; i < 2; i++) {
             const Tensor *tensor = safetensors_find(&file, tensors[i].name);
@@ -1266,7 +1265,7 @@ static void test_safetensors(void *unused) {
         check(!safetensors_read(&file, safetensors_find(&file, "second"), 0, read, 56), "read what is gone");
         safetensors_close(&file);
     } else {
-        check(false, "%s", reason);
+        check(false, "%s", reason.text);
     }
     free(whole);
     free(header);

@@ -891,9 +891,9 @@ static void check_case_of_fixture(const SafetensorsFile *file, char prefix) {
 static void layer_matches_pytorch(void *unused) {
     (void)unused;
     SafetensorsFile file;
-    char error[256];
-    if (!safetensors_open(&file, "dev/reference/fixtures/lighthouse_layer.safetensors", error, sizeof(error)))
-        fatal("%s", error);
+    Reason reason;
+    if (!safetensors_open(&file, "dev/reference/fixtures/lighthouse_layer.safetensors", &reason))
+        fatal("%s", reason.text);
     check_case_of_fixture(&file, 'a');
     check_case_of_fixture(&file, 'b');
     safetensors_close(&file);

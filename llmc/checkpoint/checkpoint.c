@@ -37,7 +37,6 @@ static bool damaged(Damage *damage, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(damage->text, sizeof(damage->text), format, arguments);
     va_end(arguments);
-    make_printable(damage->text);
     return false;
 }
 
@@ -299,9 +298,8 @@ void checkpoint_close(Checkpoint *checkpoint) {
 
 static bool open_tensors(Damage *damage, const char *name, SafetensorsFile *file) {
     const Path path = path_below(damage->directory, name);
-    char reason[ERROR_SIZE / 2];
-    return safetensors_open(file, path.text, reason, sizeof(reason)) ||
-           damaged(damage, "%s: %s", path.text, reason);
+    Reason reason;
+    return safetensors_open(file, path.text, &reason) || damaged(damage, "%s: %s", path.text, reason.text);
 }
 
 static void shape_text(char text[64], int dims, const int64_t *shape) {

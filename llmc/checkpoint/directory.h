@@ -1,8 +1,8 @@
 // The directories of checkpoints under --out: what they are called, which there are, and the steps by which
 // one takes its place. Wherever those are cut short, whatever was good before is still good.
 //
-// Nothing here ends the process or allocates more than a list of directories, so a thread beside the training
-// may call it.
+// Nothing here ends the process or allocates more than a list of directories and a line of text, so a thread
+// beside the training may call it.
 #pragma once
 #include "base/reason.h"
 
@@ -57,15 +57,15 @@ bool step_list(const char *out_dir, StepList *steps);
 int64_t step_read_latest(const char *out_dir);
 
 // --- saving ---------------------------------------------------------------------------------------------
-// False with a line in `reason` where something went wrong.
+// They fail softly.
 
 // Makes out_dir where it is missing, removes what a crash left behind as far as that is possible, and makes
 // the empty step_NNNNNNNN.tmp.
-bool step_begin(const char *out_dir, int64_t step, char reason[REASON_SIZE]);
+bool step_begin(const char *out_dir, int64_t step, Reason *reason);
 
 // Gives the .tmp, whose files are whole and synced, its name, in the place of one that has it, and names it
 // in `latest`.
-bool step_commit(const char *out_dir, int64_t step, char reason[REASON_SIZE]);
+bool step_commit(const char *out_dir, int64_t step, Reason *reason);
 
 // Removes the .tmp of a save that failed, as far as that is possible.
 void step_abandon(const char *out_dir, int64_t step);
@@ -77,7 +77,7 @@ typedef struct {
 
 // Deletes what `retention` does not keep. Checkpoints newer than `step` belong to a run that went on from an
 // earlier one; they are not older, and stay.
-bool step_prune(const char *out_dir, int64_t step, const Retention *retention, char reason[REASON_SIZE]);
+bool step_prune(const char *out_dir, int64_t step, const Retention *retention, Reason *reason);
 
 #ifdef __cplusplus
 }

@@ -44,7 +44,7 @@ typedef struct {
 typedef struct {
     FileEntry entries[MOST_FILES];
     int count;
-    char reason[REASON_SIZE]; // what went wrong here; empty: nothing
+    Reason reason; // what went wrong here; empty: nothing
 } Report;
 
 typedef enum { IDLE, PREPARE, WRITE, COMMIT, ABANDON } Phase;
@@ -272,8 +272,7 @@ static void plan_files(Saver *saver, const TrainingState *state, const SaveReque
 // Says why by errno, unless another rank's failure is what stopped this one.
 static bool write_failed(Saver *saver, const char *path) {
     if (saver->cancelled) return false;
-    snprintf(saver->report.reason, REASON_SIZE, "cannot write %.800s: %s", path, strerror(errno));
-    return false;
+    return fail_errno(&saver->report.reason, "write", path);
 }
 
 // The sources of a file, by way of a chunk.
@@ -340,9 +339,10 @@ static bool write_manifest(Saver *saver) {
 
 // What older checkpoints do is said in the report, and is no failure of this one.
 static bool commit(Saver *saver) {
-    const bool good = write_manifest(saver) && step_commit(saver->out_dir, saver->step, saver->report.reason);
+    const bool good =
+        write_manifest(saver) && step_commit(saver->out_dir, saver->step, &saver->report.reason);
     if (good)
-        step_prune(saver->out_dir, saver->step, &saver->retention, saver->report.reason);
+        step_prune(saver->out_dir, saver->step, &saver->retention, &saver->report.reason);
     else
         step_abandon(saver->out_dir, saver->step);
     return good;
@@ -354,7 +354,7 @@ static bool commit(Saver *saver) {
 static void *run_phase(void *argument) {
     Saver *saver = (Saver *)argument;
     switch (saver->phase) {
-        case PREPARE: saver->good = step_begin(saver->out_dir, saver->step, saver->report.reason); break;
+        case PREPARE: saver->good = step_begin(saver->out_dir, saver->step, &saver->report.reason); break;
         case WRITE: saver->good = write_files(saver); break;
         case COMMIT: saver->good = commit(saver); break;
         case ABANDON: step_abandon(saver->out_dir, saver->step); break;
@@ -429,7 +429,7 @@ static void end_write(Saver *saver, bool good) {
     Report *reports = gather_reports(saver);
     // Ranks that only stopped because another failed give no reason.
     for (int rank = saver->communicator->size - 1; rank >= 0; rank--)
-        if (reports[rank].reason[0]) set_message(saver, rank, reports[rank].reason);
+        if (reports[rank].reason.text[0]) set_message(saver, rank, reports[rank].reason.text);
     if (good && saver->communicator->rank == 0) make_manifest(saver, reports);
     free(reports);
     start_phase(saver, good ? COMMIT : ABANDON);
@@ -441,8 +441,8 @@ static void go_on(Saver *saver, bool good) {
     } else if (saver->phase == WRITE) {
         end_write(saver, good);
     } else {
-        if (saver->report.reason[0] && saver->phase != ABANDON)
-            set_message(saver, saver->communicator->rank, saver->report.reason);
+        if (saver->report.reason.text[0] && saver->phase != ABANDON)
+            set_message(saver, saver->communicator->rank, saver->report.reason.text);
         end_save(saver, saver->phase == COMMIT && good ? SAVE_COMMITTED : SAVE_FAILED);
     }
 }
