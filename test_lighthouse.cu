@@ -46,6 +46,7 @@ int main(int argc, char **argv) {
         test_options();
         test_data();
         test_guard();
+        test_logger();
         test_checkpoint();
     }
     if (strcmp(only, "cuda") != 0) {

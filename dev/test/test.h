@@ -46,6 +46,7 @@ int test_summary(void);
 void test_common(void);
 void test_data(void);
 void test_guard(void);
+void test_logger(void);
 void test_checkpoint(void);
 void test_options(void);
 void test_ops(Device *device);
