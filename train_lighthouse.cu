@@ -427,7 +427,8 @@ int main(int argc, char **argv) {
     options_help(argc, argv);
     settle_options(&run, argc, argv, &checkpoint);
     if (run.options.verify_checkpoint[0]) {
-        printf("%s\n", checkpoint_verify(run.options.verify_checkpoint));
+        const StateBuffers optimizer = optimizer_buffers(NULL);
+        printf("%s\n", checkpoint_verify(run.options.verify_checkpoint, &optimizer));
         communicator_destroy(&run.communicator);
         return 0;
     }

@@ -51,11 +51,13 @@ static void *random_buffer(Device *device, StorageType type, int64_t count) {
 static void refill(Model *model) {
     TrainingState *state = &model->state;
     Device *device = state->device;
-    void **const buffers[] = {&state->weights, &state->master, &state->m, &state->v};
-    for (size_t i = 0; i < COUNT_OF(buffers); i++) {
-        const StorageType type = i == 0 ? device->ops->storage : accumulator_type(device->ops->storage);
-        if (*buffers[i]) device->release(device, *buffers[i]);
-        *buffers[i] = random_buffer(device, type, model->table.elements);
+    const StorageType storage = device->ops->storage;
+    if (state->weights) device->release(device, state->weights);
+    state->weights = random_buffer(device, storage, model->table.elements);
+    for (int i = 0; i < state->optimizer.count; i++) {
+        void **memory = &state->optimizer.list[i].memory;
+        if (*memory) device->release(device, *memory);
+        *memory = random_buffer(device, accumulator_type(storage), model->table.elements);
     }
 }
 
@@ -67,14 +69,17 @@ static Model *model_create(StorageType storage, ModelConfig config) {
     model->state.config = &model->config;
     model->state.table = &model->table;
     model->state.communicator = &alone;
+    model->state.optimizer =
+        (StateBuffers){.list = {{.name = "master"}, {.name = "m"}, {.name = "v"}}, .count = 3};
     refill(model);
     return model;
 }
 
 static void model_destroy(Model *model) {
     TrainingState *state = &model->state;
-    void *const buffers[] = {state->weights, state->master, state->m, state->v};
-    for (size_t i = 0; i < COUNT_OF(buffers); i++) state->device->release(state->device, buffers[i]);
+    state->device->release(state->device, state->weights);
+    for (int i = 0; i < state->optimizer.count; i++)
+        state->device->release(state->device, state->optimizer.list[i].memory);
     state->device->destroy(state->device);
     parameter_table_free(&model->table);
     free(model);
@@ -101,9 +106,10 @@ static void check_same_state(const Model *a, const Model *b) {
               "%s differs", p->name);
     }
     const size_t bytes = (size_t)a->table.elements * storage_size(accumulator_type(storage));
-    check(same_memory(a->state.device, a->state.master, b->state.master, bytes), "master differs");
-    check(same_memory(a->state.device, a->state.m, b->state.m, bytes), "m differs");
-    check(same_memory(a->state.device, a->state.v, b->state.v, bytes), "v differs");
+    for (int i = 0; i < a->state.optimizer.count; i++) {
+        const StateBuffer *of_a = &a->state.optimizer.list[i], *of_b = &b->state.optimizer.list[i];
+        check(same_memory(a->state.device, of_a->memory, of_b->memory, bytes), "%s differs", of_a->name);
+    }
 }
 
 // --- saving and what is on the disk ---------------------------------------------------------------------
@@ -928,11 +934,10 @@ static void write_optimizer_ranges(const char *directory, int rank, int world, c
     const TrainingState *state = &model->state;
     int64_t count = 0;
     for (int i = 0; i < range_count; i++) count += ranges[i].count;
-    const void *const buffers[] = {state->master, state->m, state->v};
-    const char *const names[] = {"master", "m", "v"};
+    const StateBuffer *buffers = state->optimizer.list;
     Tensor tensors[3] = {0};
     for (int i = 0; i < 3; i++) {
-        strcpy(tensors[i].name, names[i]);
+        strcpy(tensors[i].name, buffers[i].name);
         tensors[i].type = STORAGE_FLOAT32;
         tensors[i].dims = 1;
         tensors[i].shape[0] = tensors[i].count = count;
@@ -946,7 +951,8 @@ static void write_optimizer_ranges(const char *directory, int rank, int world, c
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < range_count; j++) {
             const size_t bytes = (size_t)ranges[j].count * sizeof(float);
-            state->device->download(state->device, part, (const float *)buffers[i] + ranges[j].first, bytes);
+            state->device->download(state->device, part, (const float *)buffers[i].memory + ranges[j].first,
+                                    bytes);
             fwrite(part, 1, bytes, file);
         }
     check(fclose(file) == 0, "cannot write %s", path);

@@ -12,15 +12,7 @@
 extern "C" {
 #endif
 
-// What is in a checkpoint.
-#define CONFIG_FILE    "config.json"
-#define MODEL_FILE     "model.safetensors"
-#define TRAINER_FILE   "trainer.json"
-#define MANIFEST_FILE  "manifest.json"
-#define OPTIMIZER_FILE "optimizer-%05d-of-%05d.safetensors"
-#define LATEST_FILE    "latest" // beside the checkpoints: the name of the newest
-
-#define FORMAT_VERSION 1 // of trainer.json and manifest.json
+#define LATEST_FILE "latest" // beside the checkpoints: the name of the newest
 
 // step_NNNNNNNN is a checkpoint. step_NNNNNNNN.tmp is one being written or deleted. step_NNNNNNNN.old is one
 // that gives way to another of its step: as good as any until that one has its name.

@@ -109,6 +109,11 @@ void optimizer_initialize(Optimizer *optimizer, uint64_t seed) {
     finish(optimizer);
 }
 
+StateBuffers optimizer_buffers(const Optimizer *optimizer) {
+    const Optimizer none = {0}, *o = optimizer ? optimizer : &none;
+    return (StateBuffers){.list = {{"master", o->master}, {"m", o->m}, {"v", o->v}}, .count = 3};
+}
+
 // --- gradients ------------------------------------------------------------------------------------------
 
 static double *norm_square(const Optimizer *optimizer, int bucket, bool of_sum) {

@@ -102,9 +102,7 @@ TrainingState training_state(const Training *training) {
                            .config = &model->config,
                            .table = &model->parameters,
                            .weights = model->weights,
-                           .master = optimizer->master,
-                           .m = optimizer->m,
-                           .v = optimizer->v,
+                           .optimizer = optimizer_buffers(optimizer),
                            .communicator = training->collectives->communicator,
                            .sharded = optimizer->settings.sharded};
     return state;

@@ -32,7 +32,7 @@ void training_print_levels(Collectives *collectives, const Options *options);
 // Allocates what was planned. Weights and moments are for others to fill.
 void training_allocate(Training *training);
 
-// The weights, as checkpoints write and read them.
+// Weights and optimizer state, as checkpoints write and read them.
 TrainingState training_state(const Training *training);
 
 // Work per token of the attention that is actually run.
