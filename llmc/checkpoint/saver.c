@@ -41,7 +41,7 @@ struct Saver {
     bool working; // in that thread
     bool good;    // how it ended
     Reason reason;
-    atomic_bool cancelled; // another rank failed
+    atomic_bool cancelled; // a rank failed: what is still being written is in vain
 };
 
 // --- the protocol ---------------------------------------------------------------------------------------
@@ -53,19 +53,22 @@ static bool remove_directory(Saver *saver);
 static void take_reason(Saver *saver, bool good);
 static void exchange_reports(Saver *saver, bool good);
 
-// A phase: who works in it and on what; what all ranks then do together, when every one has ended its work;
+// A phase: who works in it, and on what; what all ranks do together when every one of them has ended its work;
 // and the phase that follows, if all succeeded and if one failed. COMMITTED and FAILED end the save.
 static const struct {
-    bool on_all_ranks;                         // else on rank 0
-    bool (*work)(Saver *saver);                // false, with saver->reason, if it fails; calls neither MPI
-                                               // nor (of a copied save) the device
+    enum { BY_RANK_0, BY_ALL } who;
+    // False, with saver->reason, if it fails. Calls no MPI, and no device where there is a copy to read: it
+    // runs in a thread then.
+    bool (*work)(Saver *saver);
     void (*conclude)(Saver *saver, bool good); // good: on all ranks
     Phase next, next_after_failure;
 } protocol[] = {
-    [PREPARE] = {false, make_directory, take_reason, WRITE, FAILED},
-    [WRITE] = {true, write_files, exchange_reports, COMMIT, ABANDON},
-    [COMMIT] = {false, commit, take_reason, COMMITTED, ABANDON},
-    [ABANDON] = {false, remove_directory, take_reason, FAILED, FAILED},
+    // clang-format off
+    [PREPARE] = {BY_RANK_0, make_directory,   take_reason,      WRITE,     FAILED},
+    [WRITE]   = {BY_ALL,    write_files,      exchange_reports, COMMIT,    ABANDON},
+    [COMMIT]  = {BY_RANK_0, commit,           take_reason,      COMMITTED, ABANDON},
+    [ABANDON] = {BY_RANK_0, remove_directory, take_reason,      FAILED,    FAILED},
+    // clang-format on
 };
 
 static void end_save(Saver *saver, SaveOutcome outcome);
@@ -88,7 +91,7 @@ static void enter(Saver *saver, Phase phase) {
     saver->reason.text[0] = 0;
     if (phase == COMMITTED || phase == FAILED)
         end_save(saver, phase == COMMITTED ? SAVE_COMMITTED : SAVE_FAILED);
-    else if (protocol[phase].on_all_ranks || saver->communicator->rank == 0)
+    else if (protocol[phase].who == BY_ALL || saver->communicator->rank == 0)
         start_work(saver);
 }
 

@@ -4,11 +4,12 @@
 //   prepare   rank 0 makes step_NNNNNNNN.tmp
 //   write     every rank writes and syncs its files: rank 0 the model, each its part of the optimizer's state
 //   commit    rank 0 writes the manifest, gives the directory its name, and deletes older ones
+//   abandon   if writing or committing failed: rank 0 removes step_NNNNNNNN.tmp
 //
 // A phase begins when all ranks have ended the one before, which they tell one another in a small value once
 // a step. Its work is done in a thread that calls neither MPI nor the device, so no step waits for a disk.
-// What goes wrong there, on whichever rank, ends the save and not the run: the .tmp is removed, and earlier
-// checkpoints are as they were.
+// What goes wrong there, on whichever rank, ends the save and not the run, and earlier checkpoints are as
+// they were.
 #pragma once
 #include "checkpoint/directory.h"
 #include "checkpoint/trainer_file.h"
