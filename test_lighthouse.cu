@@ -43,10 +43,17 @@ int main(int argc, char **argv) {
     }
     if (!only[0]) {
         test_common();
+        test_reason();
         test_options();
         test_data();
         test_guard();
+        test_logger();
+        test_safetensors();
         test_checkpoint();
+        test_checkpoint_damage();
+        test_checkpoint_directory();
+        test_saver();
+        test_optimizer_file();
     }
     if (strcmp(only, "cuda") != 0) {
         test_device(cpu_device_create(STORAGE_FLOAT32));

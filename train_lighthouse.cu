@@ -163,10 +163,12 @@ int main(int argc, char **argv) {
     Checkpoint checkpoint = {0};
     Options options = settle_options(&communicator, argc, argv, &checkpoint);
     int request = 0;
-    if (options.verify_checkpoint[0])
-        printf("%s\n", checkpoint_verify(options.verify_checkpoint));
-    else
+    if (options.verify_checkpoint[0]) {
+        const StateBuffers optimizer = optimizer_buffers(NULL);
+        printf("%s\n", checkpoint_verify(options.verify_checkpoint, &optimizer));
+    } else {
         request = run(&options, &communicator, &checkpoint);
+    }
     if (checkpoint.path) checkpoint_close(&checkpoint);
     communicator_destroy(&communicator);
     return request ? PREEMPTED_EXIT_CODE : 0;

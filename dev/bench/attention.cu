@@ -273,7 +273,8 @@ static void print_table(const Case *cases, const Result *results, int count) {
 
 static Case parse_case(const char *text) {
     long seq_len, levels, pool, topk;
-    char rest, reason[512];
+    char rest;
+    Reason reason;
     if (sscanf(text, "%ld,%ld,%ld,%ld%c", &seq_len, &levels, &pool, &topk, &rest) != 4)
         fatal("%s: expected --dense, --deterministic or SEQ_LEN,LEVELS,POOL,TOPK", text);
     Case c;
@@ -283,8 +284,8 @@ static Case parse_case(const char *text) {
     c.settings.pool = pool;
     c.settings.topk = topk;
     c.settings.tile = TILE;
-    if (seq_len < 1 || !lighthouse_valid(&c.settings, seq_len, reason, sizeof(reason)))
-        fatal("%s: %s", text, seq_len < 1 ? "the length must be at least 1" : reason);
+    if (seq_len < 1 || !lighthouse_valid(&c.settings, seq_len, &reason))
+        fatal("%s: %s", text, seq_len < 1 ? "the length must be at least 1" : reason.text);
     for (size_t i = 0; i < COUNT_OF(published); i++)
         if (published[i].seq_len == seq_len &&
             !memcmp(&published[i].settings, &c.settings, sizeof(c.settings)))

@@ -44,9 +44,16 @@ int test_summary(void);
 
 // The groups. `device` is the device under test: its results are compared with the plain C operations.
 void test_common(void);
+void test_reason(void);
 void test_data(void);
 void test_guard(void);
+void test_logger(void);
+void test_safetensors(void);
 void test_checkpoint(void);
+void test_checkpoint_damage(void);
+void test_checkpoint_directory(void);
+void test_saver(void);
+void test_optimizer_file(void);
 void test_options(void);
 void test_ops(Device *device);
 void test_lighthouse(Device *device);

@@ -68,9 +68,9 @@ static void read_fixture(void *context, int64_t micro_step, int32_t *inputs, int
 static void steps_match_pytorch(void *unused) {
     (void)unused;
     SafetensorsFile file;
-    char error[256];
-    if (!safetensors_open(&file, "dev/reference/fixtures/dense_step.safetensors", error, sizeof(error)))
-        fatal("%s", error);
+    Reason reason;
+    if (!safetensors_open(&file, "dev/reference/fixtures/dense_step.safetensors", &reason))
+        fatal("%s", reason.text);
     const ModelConfig config = {
         (int64_t)fixture_number(&file, "config.vocab_size"), (int64_t)fixture_number(&file, "config.dim"),
         (int64_t)fixture_number(&file, "config.layers"),     (int64_t)fixture_number(&file, "config.heads"),

@@ -3,6 +3,7 @@
 #include "test.h"
 
 #include "base/files.h"
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/saver.h"
 
 #include <cjson/cJSON.h>
@@ -47,7 +48,7 @@ static char *shared_directory(void) {
 
 // --- a model whose every element is known ---------------------------------------------------------------
 
-enum { WEIGHTS = FLAT_BUFFERS, BUFFERS }; // after master, m and v
+enum { STATE_BUFFERS = 3, WEIGHTS = STATE_BUFFERS, BUFFERS }; // the weights after the optimizer's
 
 typedef struct {
     ModelConfig config;
@@ -80,7 +81,7 @@ static int64_t element_place(const Model *model, int buffer, int bucket, int64_t
 
 static void **buffer_of(Model *model, int buffer) {
     TrainingState *state = &model->state;
-    return buffer == 0 ? &state->master : buffer == 1 ? &state->m : buffer == 2 ? &state->v : &state->weights;
+    return buffer == WEIGHTS ? &state->weights : &state->optimizer.list[buffer].memory;
 }
 
 // Padding is `padding`, elements are as element_value says, or `padding` too if version is negative.
@@ -106,6 +107,7 @@ static Model *model_create(const Communicator *communicator, const ModelConfig *
     model->state = (TrainingState){.device = device,
                                    .config = &model->config,
                                    .table = &model->table,
+                                   .optimizer = {{{"master", NULL}, {"m", NULL}, {"v", NULL}}, STATE_BUFFERS},
                                    .communicator = communicator,
                                    .sharded = sharded};
     for (int buffer = 0; buffer < BUFFERS; buffer++)
@@ -125,7 +127,7 @@ static void model_destroy(Model *model) {
 // The optimizer's buffers whole, padding included; weights tensor by tensor.
 static void check_contents(Model *model, int version) {
     const ParameterTable *table = &model->table;
-    for (int buffer = 0; buffer < FLAT_BUFFERS; buffer++) {
+    for (int buffer = 0; buffer < STATE_BUFFERS; buffer++) {
         const int64_t count = buffer_elements(model, buffer);
         float *expected = (float *)host_allocate((size_t)count, sizeof(float), "a test");
         for (int bucket = 0; bucket < table->bucket_count; bucket++) {
@@ -136,7 +138,7 @@ static void check_contents(Model *model, int version) {
             }
         }
         check(!memcmp(expected, *buffer_of(model, buffer), (size_t)count * sizeof(float)), "%s differs",
-              flat_buffer_names[buffer]);
+              model->state.optimizer.list[buffer].name);
         free(expected);
     }
     for (int i = 0; i < table->count; i++) {
@@ -373,7 +375,8 @@ static void test_damaged_newest(void *unused) {
         fill(model, (int)step, 0);
         save(model, out_dir, step, true, NULL);
     }
-    char *damaged = format_string("%s/step_00000002/" OPTIMIZER_FILE, out_dir, world->size - 1, world->size);
+    char *damaged = format_string("%s/step_00000002/optimizer-%05d-of-%05d.safetensors", out_dir,
+                                  world->size - 1, world->size);
     if (world->rank == 0) check(truncate(damaged, 100) == 0, "cannot truncate %s", damaged);
     FILE *captured = tmpfile();
     fflush(stderr);

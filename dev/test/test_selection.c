@@ -16,10 +16,10 @@ typedef struct {
     int64_t values[FIELDS];
 } Values;
 
-static bool valid(const Values *v, char *reason, size_t reason_size) {
+static bool valid(const Values *v, Reason *reason) {
     const LighthouseSettings settings = {v->values[LEVELS], v->values[POOL], v->values[TOPK],
                                          v->values[TILE]};
-    return lighthouse_valid(&settings, v->values[SEQ_LEN], reason, reason_size);
+    return lighthouse_valid(&settings, v->values[SEQ_LEN], reason);
 }
 
 // Whether the number stands in the text, not as a part of another one.
@@ -79,18 +79,17 @@ static const struct {
 static void bad_settings_are_refused(void *unused) {
     (void)unused;
     for (size_t i = 0; i < COUNT_OF(refusals); i++) {
-        char reason[512] = "", other[512] = "";
-        check(!valid(&refusals[i].refused, reason, sizeof(reason)), "accepted, but should say: %s",
-              refusals[i].rule);
-        check(strstr(reason, refusals[i].rule) != NULL, "should say \"%s\", says: %s", refusals[i].rule,
-              reason);
+        Reason reason, other;
+        check(!valid(&refusals[i].refused, &reason), "accepted, but should say: %s", refusals[i].rule);
+        check(strstr(reason.text, refusals[i].rule) != NULL, "should say \"%s\", says: %s", refusals[i].rule,
+              reason.text);
         for (int j = 0; j < 2 && refusals[i].suggested[j] > 0; j++) {
             Values mended = refusals[i].refused;
             mended.values[refusals[i].field] = refusals[i].suggested[j];
-            check(has_number(reason, refusals[i].suggested[j]) || refusals[i].field == LEVELS,
-                  "should suggest %ld, says: %s", (long)refusals[i].suggested[j], reason);
-            check(valid(&mended, other, sizeof(other)), "%ld was suggested, but: %s",
-                  (long)refusals[i].suggested[j], other);
+            check(has_number(reason.text, refusals[i].suggested[j]) || refusals[i].field == LEVELS,
+                  "should suggest %ld, says: %s", (long)refusals[i].suggested[j], reason.text);
+            check(valid(&mended, &other), "%ld was suggested, but: %s", (long)refusals[i].suggested[j],
+                  other.text);
         }
     }
 }
@@ -120,12 +119,12 @@ static void settings_are_judged_by_the_rules(void *unused) {
         const int64_t tile = between(1, 12);
         const Values v = {{between(1, 4), between(0, 5), tile * between(0, 4) + (between(0, 9) == 0), tile,
                            between(1, 60) * between(1, 16)}};
-        char reason[512] = "";
-        const bool verdict = valid(&v, reason, sizeof(reason));
+        Reason reason = {""};
+        const bool verdict = valid(&v, &reason);
         check(verdict == follows_rules(&v), "levels %ld, pool %ld, topk %ld, tile %ld, %ld tokens: %s",
               (long)v.values[LEVELS], (long)v.values[POOL], (long)v.values[TOPK], (long)v.values[TILE],
-              (long)v.values[SEQ_LEN], verdict ? "accepted" : reason);
-        check(verdict || reason[0], "refused without a reason");
+              (long)v.values[SEQ_LEN], verdict ? "accepted" : reason.text);
+        check(verdict || reason.text[0], "refused without a reason");
         accepted += verdict;
     }
     check(accepted > 100, "only %d of the settings tried are valid", accepted);
@@ -139,16 +138,16 @@ static LighthouseShape shape_with(int levels, int tile) {
 
 // Checks that the device refuses the shape for a reason that names these numbers.
 static void check_unsupported(Device *device, const LighthouseShape *shape, int64_t given, int64_t most) {
-    char reason[512] = "";
-    check(!device->ops->lighthouse.supported(shape, reason, sizeof(reason), device->stream),
+    Reason reason;
+    check(!device->ops->lighthouse.supported(shape, &reason, device->stream),
           "%d levels with picks of %d are accepted", shape->levels, shape->tile);
-    check(has_number(reason, given) && has_number(reason, most) && !strchr(reason, '\n'),
-          "should name %ld and %ld in one line, says: %s", (long)given, (long)most, reason);
+    check(has_number(reason.text, given) && has_number(reason.text, most) && !strchr(reason.text, '\n'),
+          "should name %ld and %ld in one line, says: %s", (long)given, (long)most, reason.text);
 }
 
 static bool is_supported(Device *device, const LighthouseShape *shape) {
-    char reason[512];
-    return device->ops->lighthouse.supported(shape, reason, sizeof(reason), device->stream);
+    Reason reason;
+    return device->ops->lighthouse.supported(shape, &reason, device->stream);
 }
 
 static void device_knows_its_limits(void *argument) {
@@ -522,8 +521,8 @@ static double *make_scores(const LighthouseShape *shape, ScoreKind kind) {
 static LighthouseShape shape_of(int64_t levels, int64_t pool, int64_t topk, int64_t tile, int64_t batch,
                                 int64_t seq_len, int heads, int kv_heads, int head_dim) {
     const LighthouseSettings settings = {levels, pool, topk, tile};
-    char reason[512];
-    if (!lighthouse_valid(&settings, seq_len, reason, sizeof(reason))) fatal("a test's settings: %s", reason);
+    Reason reason;
+    if (!lighthouse_valid(&settings, seq_len, &reason)) fatal("a test's settings: %s", reason.text);
     return lighthouse_shape(&settings, batch, seq_len, heads, kv_heads, head_dim);
 }
 
@@ -892,9 +891,9 @@ static void check_case_of_fixture(const SafetensorsFile *file, char prefix) {
 static void layer_matches_pytorch(void *unused) {
     (void)unused;
     SafetensorsFile file;
-    char error[256];
-    if (!safetensors_open(&file, "dev/reference/fixtures/lighthouse_layer.safetensors", error, sizeof(error)))
-        fatal("%s", error);
+    Reason reason;
+    if (!safetensors_open(&file, "dev/reference/fixtures/lighthouse_layer.safetensors", &reason))
+        fatal("%s", reason.text);
     check_case_of_fixture(&file, 'a');
     check_case_of_fixture(&file, 'b');
     safetensors_close(&file);

@@ -38,8 +38,8 @@ char *file_read_text(const char *path, size_t limit, size_t *size) {
     int64_t length = -1;
     if (fstat(descriptor, &status) == 0) {
         if (status.st_size >= 0 && (uint64_t)status.st_size <= limit) {
-            text = (char *)host_allocate((size_t)status.st_size + 1, 1, path);
-            length = file_read(descriptor, text, (size_t)status.st_size, 0);
+            text = (char *)calloc((size_t)status.st_size + 1, 1);
+            if (text) length = file_read(descriptor, text, (size_t)status.st_size, 0);
         } else {
             errno = EFBIG;
         }
@@ -78,15 +78,14 @@ bool file_hash(const char *path, char hash[FILE_HASH_SIZE]) {
     struct stat status;
     const bool small = fstat(descriptor, &status) == 0 && status.st_size < (off_t)BLOCK_BYTES;
     const size_t block_bytes = small ? (size_t)status.st_size + 1 : BLOCK_BYTES;
-    void *block = host_allocate(block_bytes, 1, "a block of a file");
-    XXH3_state_t *state = hash_start();
-    if (!state) fatal("out of host memory: the state of a hash");
-    int64_t offset = 0, got;
-    while ((got = file_read(descriptor, block, block_bytes, offset)) > 0) {
+    void *block = calloc(block_bytes, 1);
+    XXH3_state_t *state = block ? hash_start() : NULL;
+    int64_t offset = 0, got = -1;
+    while (state && (got = file_read(descriptor, block, block_bytes, offset)) > 0) {
         XXH3_128bits_update(state, block, (size_t)got);
         offset += got;
     }
-    hash_end(state, hash);
+    if (state) hash_end(state, hash);
     free(block);
     close_quietly(descriptor);
     return got == 0;

@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-// Functions that return bool leave the reason for a false one in errno. Those that write end no process, and
-// may be called from any thread.
+// Functions that return bool leave the reason for a false one in errno, those that return a pointer for NULL.
+// Nothing here ends the process, and any thread may call it.
 
 // --- reading --------------------------------------------------------------------------------------------
 

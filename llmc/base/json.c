@@ -17,8 +17,3 @@ char *json_text(const cJSON *json, bool formatted) {
     cJSON_free(printed);
     return text;
 }
-
-void make_printable(char *text) {
-    for (; *text; text++)
-        if ((unsigned char)*text < ' ' || *text == 0x7f) *text = '?';
-}

@@ -16,9 +16,6 @@ bool json_integer(const cJSON *item, int64_t *value);
 // it.
 char *json_text(const cJSON *json, bool formatted);
 
-// Replaces what would break a line or drive a terminal: for messages that quote names out of such JSON.
-void make_printable(char *text);
-
 #ifdef __cplusplus
 }
 #endif

@@ -109,14 +109,6 @@ int64_t step_read_latest(const char *out_dir) {
 
 // --- saving ---------------------------------------------------------------------------------------------
 
-// Says why in `reason`, by errno.
-static bool failed(char reason[REASON_SIZE], const char *action, const char *path) {
-    const int cause = errno;
-    snprintf(reason, REASON_SIZE, "cannot %s %.800s: %s", action, path, strerror(cause));
-    errno = cause;
-    return false;
-}
-
 // Deletes it under the name of a .tmp, so that a deletion that is cut short leaves no damaged checkpoint.
 static bool discard(const char *out_dir, StepDirectory directory) {
     const Path path = step_path(out_dir, directory.step, directory.kind);
@@ -143,53 +135,52 @@ static void clean_up_after_crash(const char *out_dir) {
     free(steps.list);
 }
 
-bool step_begin(const char *out_dir, int64_t step, char reason[REASON_SIZE]) {
+bool step_begin(const char *out_dir, int64_t step, Reason *reason) {
     const Path path = step_path(out_dir, step, STEP_TEMPORARY);
     if (!path.text[0]) errno = ENAMETOOLONG;
-    if (!path.text[0] || !directory_make(out_dir)) return failed(reason, "make", out_dir);
+    if (!path.text[0] || !directory_make(out_dir)) return fail_errno(reason, "make", out_dir);
     clean_up_after_crash(out_dir);
-    return mkdir(path.text, 0777) == 0 || failed(reason, "make", path.text);
+    return mkdir(path.text, 0777) == 0 || fail_errno(reason, "make", path.text);
 }
 
 // Wherever this is cut short, `whole` or `old` is good.
-static bool move_into_place(const char *temporary, const char *whole, const char *old,
-                            char reason[REASON_SIZE]) {
+static bool move_into_place(const char *temporary, const char *whole, const char *old, Reason *reason) {
     const bool replaces = path_exists(whole);
-    if (replaces && rename(whole, old) != 0) return failed(reason, "rename", whole);
+    if (replaces && rename(whole, old) != 0) return fail_errno(reason, "rename", whole);
     if (rename(temporary, whole) == 0) return true;
-    failed(reason, "rename", temporary);
+    fail_errno(reason, "rename", temporary);
     if (replaces) rename(old, whole);
     return false;
 }
 
-static bool write_latest(const char *out_dir, int64_t step, char reason[REASON_SIZE]) {
+static bool write_latest(const char *out_dir, int64_t step, Reason *reason) {
     const Path path = path_below(out_dir, LATEST_FILE);
     char text[64];
     step_name(text, step, STEP_WHOLE);
     strcat(text, "\n");
-    return file_replace_text(path.text, text) || failed(reason, "write", path.text);
+    return file_replace_text(path.text, text) || fail_errno(reason, "write", path.text);
 }
 
-bool step_commit(const char *out_dir, int64_t step, char reason[REASON_SIZE]) {
+bool step_commit(const char *out_dir, int64_t step, Reason *reason) {
     const Path temporary = step_path(out_dir, step, STEP_TEMPORARY),
                whole = step_path(out_dir, step, STEP_WHOLE), old = step_path(out_dir, step, STEP_OLD);
-    if (!directory_sync(temporary.text)) return failed(reason, "sync", temporary.text);
+    if (!directory_sync(temporary.text)) return fail_errno(reason, "sync", temporary.text);
     if (!move_into_place(temporary.text, whole.text, old.text, reason)) return false;
-    if (!directory_sync(out_dir)) return failed(reason, "sync", out_dir);
+    if (!directory_sync(out_dir)) return fail_errno(reason, "sync", out_dir);
     if (!write_latest(out_dir, step, reason)) return false;
-    return directory_sync(out_dir) || failed(reason, "sync", out_dir);
+    return directory_sync(out_dir) || fail_errno(reason, "sync", out_dir);
 }
 
 void step_abandon(const char *out_dir, int64_t step) {
     directory_remove(step_path(out_dir, step, STEP_TEMPORARY).text);
 }
 
-bool step_prune(const char *out_dir, int64_t step, const Retention *retention, char reason[REASON_SIZE]) {
+bool step_prune(const char *out_dir, int64_t step, const Retention *retention, Reason *reason) {
     const StepDirectory replaced = {step, STEP_OLD};
     bool good =
-        discard(out_dir, replaced) || failed(reason, "remove", step_path(out_dir, step, STEP_OLD).text);
+        discard(out_dir, replaced) || fail_errno(reason, "remove", step_path(out_dir, step, STEP_OLD).text);
     StepList steps;
-    if (!step_list(out_dir, &steps)) return failed(reason, "read", out_dir);
+    if (!step_list(out_dir, &steps)) return fail_errno(reason, "read", out_dir);
     int64_t kept = 0;
     for (int i = 0; i < steps.count; i++) {
         const StepDirectory *directory = &steps.list[i];
@@ -197,8 +188,8 @@ bool step_prune(const char *out_dir, int64_t step, const Retention *retention, c
         if (kept++ < max_i64(retention->keep, 1)) continue;
         if (retention->keep_every > 0 && directory->step % retention->keep_every == 0) continue;
         if (!discard(out_dir, *directory))
-            good = failed(reason, "remove the old checkpoint",
-                          step_path(out_dir, directory->step, STEP_WHOLE).text);
+            good = fail_errno(reason, "remove the old checkpoint",
+                              step_path(out_dir, directory->step, STEP_WHOLE).text);
     }
     free(steps.list);
     return good;

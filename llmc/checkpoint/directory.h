@@ -1,10 +1,10 @@
 // The directories of checkpoints under --out: what they are called, which there are, and the steps by which
 // one takes its place. Wherever those are cut short, whatever was good before is still good.
 //
-// Nothing here ends the process or allocates more than a list of directories, so a thread beside the training
-// may call it.
+// Nothing here ends the process or allocates more than a list of directories and a line of text, so a thread
+// beside the training may call it.
 #pragma once
-#include "base/common.h"
+#include "base/reason.h"
 
 #include <limits.h>
 
@@ -12,18 +12,7 @@
 extern "C" {
 #endif
 
-// What is in a checkpoint.
-#define CONFIG_FILE    "config.json"
-#define MODEL_FILE     "model.safetensors"
-#define TRAINER_FILE   "trainer.json"
-#define MANIFEST_FILE  "manifest.json"
-#define OPTIMIZER_FILE "optimizer-%05d-of-%05d.safetensors"
-#define LATEST_FILE    "latest" // beside the checkpoints: the name of the newest
-
-#define FORMAT_VERSION 1 // of trainer.json and manifest.json
-
-// Room for one line that says what went wrong.
-#define REASON_SIZE 1024
+#define LATEST_FILE "latest" // beside the checkpoints: the name of the newest
 
 // step_NNNNNNNN is a checkpoint. step_NNNNNNNN.tmp is one being written or deleted. step_NNNNNNNN.old is one
 // that gives way to another of its step: as good as any until that one has its name.
@@ -60,15 +49,15 @@ bool step_list(const char *out_dir, StepList *steps);
 int64_t step_read_latest(const char *out_dir);
 
 // --- saving ---------------------------------------------------------------------------------------------
-// False with a line in `reason` where something went wrong.
+// They fail softly.
 
 // Makes out_dir where it is missing, removes what a crash left behind as far as that is possible, and makes
 // the empty step_NNNNNNNN.tmp.
-bool step_begin(const char *out_dir, int64_t step, char reason[REASON_SIZE]);
+bool step_begin(const char *out_dir, int64_t step, Reason *reason);
 
 // Gives the .tmp, whose files are whole and synced, its name, in the place of one that has it, and names it
 // in `latest`.
-bool step_commit(const char *out_dir, int64_t step, char reason[REASON_SIZE]);
+bool step_commit(const char *out_dir, int64_t step, Reason *reason);
 
 // Removes the .tmp of a save that failed, as far as that is possible.
 void step_abandon(const char *out_dir, int64_t step);
@@ -80,7 +69,7 @@ typedef struct {
 
 // Deletes what `retention` does not keep. Checkpoints newer than `step` belong to a run that went on from an
 // earlier one; they are not older, and stay.
-bool step_prune(const char *out_dir, int64_t step, const Retention *retention, char reason[REASON_SIZE]);
+bool step_prune(const char *out_dir, int64_t step, const Retention *retention, Reason *reason);
 
 #ifdef __cplusplus
 }

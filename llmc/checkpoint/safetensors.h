@@ -1,5 +1,6 @@
 // The safetensors file format: 8 bytes little-endian header length, a JSON header, the tensors' bytes.
 #pragma once
+#include "base/reason.h"
 #include "base/storage.h"
 
 #ifdef __cplusplus
@@ -27,8 +28,8 @@ typedef struct {
 } SafetensorsFile;
 
 // Opens and checks a file as if its author meant harm: lengths, types, shapes against bytes, overlaps,
-// overflow. False with a one-line reason in `error` if anything is wrong.
-bool safetensors_open(SafetensorsFile *file, const char *path, char *error, size_t error_size);
+// overflow. Fails softly if anything is wrong.
+bool safetensors_open(SafetensorsFile *file, const char *path, Reason *reason);
 void safetensors_close(SafetensorsFile *file);
 
 // The tensor of that name, or NULL.

@@ -1,470 +1,255 @@
 #include "checkpoint/saver.h"
 
-#include "base/files.h"
-#include "base/json.h"
-#include "checkpoint/safetensors.h"
-#include "base/version.h"
+#include "checkpoint/huggingface.h"
+#include "checkpoint/manifest.h"
+#include "checkpoint/model_file.h"
+#include "checkpoint/optimizer_file.h"
+#include "checkpoint/rank_files.h"
+#include "checkpoint/snapshot.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-#define CHUNK_BYTES  ((size_t)16 << 20) // of a tensor on its way to a file
-#define MOST_FILES   4                  // of a rank
-#define POLL_SECONDS 0.05               // between looks at the other ranks while there is nothing else to do
+#define POLL_SECONDS 0.05 // between looks at the other ranks while there is nothing else to do
 
-// A run of device memory that goes into a file.
-typedef struct {
-    const void *memory;
-    size_t bytes;
-} Source;
-
-// A file of this rank: a text (JSON, or the header of a safetensors file), then sources.
-typedef struct {
-    char name[64];
-    char *text;
-    size_t text_bytes;
-    int first_source, source_count;
-} PlannedFile;
-
-// A line of the manifest.
-typedef struct {
-    char name[64];
-    int64_t bytes;
-    char hash[FILE_HASH_SIZE];
-} FileEntry;
-
-// What a rank tells rank 0 about its files.
-typedef struct {
-    FileEntry entries[MOST_FILES];
-    int count;
-    char reason[REASON_SIZE]; // what went wrong here; empty: nothing
-} Report;
-
-typedef enum { IDLE, PREPARE, WRITE, COMMIT, ABANDON } Phase;
-enum { STATE_BUSY, STATE_DONE, STATE_FAILED };
+typedef enum { IDLE, PREPARE, WRITE, COMMIT, ABANDON, COMMITTED, FAILED } Phase;
+enum { RANK_WORKING, RANK_DONE, RANK_FAILED }; // in a phase
 
 struct Saver {
     const Communicator *communicator;
     bool asynchronous;
     Phase phase;
-    SaveOutcome outcome; // to be reported
-    char message[REASON_SIZE + 64];
+    SaveOutcome outcome;             // to be reported by the next saver_advance
+    char message[REASON_SIZE + 128]; // saver_message
+    Snapshot snapshot;
     // the save under way
     char *out_dir;
     int64_t step;
     Retention retention;
-    PlannedFile files[MOST_FILES];
-    int file_count;
-    Source *sources;
-    int source_count, source_capacity;
-    char *manifest;
-    // the sources' bytes, one after the other, or NULL; the memory is kept for the next save
-    char *snapshot;
-    void *host_memory;
-    size_t host_bytes;
-    // without a snapshot
+    RankFiles files;
+    bool copied; // the files are, to host memory; else they are written from the device
     Device *device;
-    void *chunk;
-    // the phase's thread
+    Manifest written; // by this rank
+    char *manifest;   // rank 0's text of what all wrote
+    // this rank's work of the phase under way
     pthread_t thread;
-    bool running;
-    bool good; // how the phase ended
-    atomic_bool cancelled;
-    Report report;
+    bool working; // in that thread
+    bool good;    // how it ended
+    Reason reason;
+    atomic_bool cancelled; // a rank failed: what is still being written is in vain
 };
 
-// One a process, like its exit. A child that forked off has nothing to do with it.
-static Saver *under_way;
-static pid_t owner;
+// --- the protocol ---------------------------------------------------------------------------------------
 
-// --- what this rank writes ------------------------------------------------------------------------------
+static bool make_directory(Saver *saver);
+static bool write_files(Saver *saver);
+static bool commit(Saver *saver);
+static bool remove_directory(Saver *saver);
+static void take_reason(Saver *saver, bool good);
+static void exchange_reports(Saver *saver, bool good);
 
-static PlannedFile *plan_file(Saver *saver, const char *name, char *text, size_t text_bytes) {
-    PlannedFile *file = &saver->files[saver->file_count++];
-    *file = (PlannedFile){.text = text, .text_bytes = text_bytes, .first_source = saver->source_count};
-    snprintf(file->name, sizeof(file->name), "%s", name);
-    return file;
-}
+// A phase: who works in it, and on what; what all ranks do together when every one of them has ended its work;
+// and the phase that follows, if all succeeded and if one failed. COMMITTED and FAILED end the save.
+static const struct {
+    enum { BY_RANK_0, BY_ALL } who;
+    // False, with saver->reason, if it fails. Calls no MPI, and no device where there is a copy to read: it
+    // runs in a thread then.
+    bool (*work)(Saver *saver);
+    void (*conclude)(Saver *saver, bool good); // good: on all ranks
+    Phase next, next_after_failure;
+} protocol[] = {
+    // clang-format off
+    [PREPARE] = {BY_RANK_0, make_directory,   take_reason,      WRITE,     FAILED},
+    [WRITE]   = {BY_ALL,    write_files,      exchange_reports, COMMIT,    ABANDON},
+    [COMMIT]  = {BY_RANK_0, commit,           take_reason,      COMMITTED, ABANDON},
+    [ABANDON] = {BY_RANK_0, remove_directory, take_reason,      FAILED,    FAILED},
+    // clang-format on
+};
 
-static void plan_source(Saver *saver, PlannedFile *file, const void *memory, size_t bytes) {
-    if (saver->source_count == saver->source_capacity) {
-        saver->source_capacity = 2 * saver->source_capacity + 64;
-        saver->sources = (Source *)realloc(saver->sources, (size_t)saver->source_capacity * sizeof(Source));
-        if (!saver->sources) fatal("out of host memory: the parts of a checkpoint");
-    }
-    saver->sources[saver->source_count++] = (Source){memory, bytes};
-    file->source_count++;
-}
+static void end_save(Saver *saver, SaveOutcome outcome);
 
-static void plan_json(Saver *saver, const char *name, cJSON *json) {
-    char *text = json_text(json, true);
-    plan_file(saver, name, text, strlen(text));
-    cJSON_Delete(json);
-}
-
-static void add_token_or_null(cJSON *json, const char *name, int64_t token) {
-    if (token < 0)
-        cJSON_AddNullToObject(json, name);
-    else
-        cJSON_AddNumberToObject(json, name, (double)token);
-}
-
-// Hugging Face's LlamaConfig. The rotary base stands there twice: rope_parameters took the place of
-// rope_theta in transformers 5.
-static void plan_config(Saver *saver, const TrainingState *state, const SaveRequest *request) {
-    const ModelConfig *config = state->config;
-    const char *dtype = storage_dtype(state->device->ops->storage);
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddItemToArray(cJSON_AddArrayToObject(json, "architectures"),
-                         cJSON_CreateString("LlamaForCausalLM"));
-    cJSON_AddStringToObject(json, "model_type", "llama");
-    cJSON_AddNumberToObject(json, "vocab_size", (double)config->vocab_size);
-    cJSON_AddNumberToObject(json, "hidden_size", (double)config->dim);
-    cJSON_AddNumberToObject(json, "intermediate_size", (double)config->ffn_dim);
-    cJSON_AddNumberToObject(json, "num_hidden_layers", (double)config->layers);
-    cJSON_AddNumberToObject(json, "num_attention_heads", (double)config->heads);
-    cJSON_AddNumberToObject(json, "num_key_value_heads", (double)config->kv_heads);
-    cJSON_AddNumberToObject(json, "head_dim", (double)head_dim(config));
-    cJSON_AddNumberToObject(json, "max_position_embeddings", (double)request->seq_len);
-    cJSON_AddNumberToObject(json, "rms_norm_eps", config->norm_eps);
-    cJSON_AddNumberToObject(json, "rope_theta", config->rope_theta);
-    cJSON *rope = cJSON_AddObjectToObject(json, "rope_parameters");
-    cJSON_AddStringToObject(rope, "rope_type", "default");
-    cJSON_AddNumberToObject(rope, "rope_theta", config->rope_theta);
-    cJSON_AddStringToObject(json, "hidden_act", "silu");
-    cJSON_AddFalseToObject(json, "attention_bias");
-    cJSON_AddFalseToObject(json, "mlp_bias");
-    cJSON_AddFalseToObject(json, "tie_word_embeddings");
-    cJSON_AddNumberToObject(json, "initializer_range", 0.02);
-    cJSON_AddTrueToObject(json, "use_cache");
-    cJSON_AddStringToObject(json, "dtype", dtype);
-    cJSON_AddStringToObject(json, "torch_dtype", dtype);
-    add_token_or_null(json, "bos_token_id", request->separator_token);
-    add_token_or_null(json, "eos_token_id", request->separator_token);
-    cJSON_AddNullToObject(json, "pad_token_id");
-    plan_json(saver, CONFIG_FILE, json);
-}
-
-static void plan_model(Saver *saver, const TrainingState *state) {
-    const ParameterTable *table = state->table;
-    const StorageType storage = state->device->ops->storage;
-    Tensor *tensors =
-        (Tensor *)host_allocate((size_t)table->count, sizeof(Tensor), "the tensors of a checkpoint");
-    for (int i = 0; i < table->count; i++) {
-        const Parameter *parameter = &table->list[i];
-        tensors[i] = (Tensor){.type = storage,
-                              .dims = parameter->dims,
-                              .shape = {parameter->shape[0], parameter->shape[1]},
-                              .count = parameter->count};
-        snprintf(tensors[i].name, sizeof(tensors[i].name), "%s", parameter->name);
-    }
-    size_t size;
-    char *header =
-        safetensors_header(tensors, table->count, (const char *const[]){"format", "pt", NULL}, &size);
-    PlannedFile *file = plan_file(saver, MODEL_FILE, header, size);
-    for (int i = 0; i < table->count; i++) {
-        const size_t offset = (size_t)table->list[i].offset * storage_size(storage);
-        plan_source(saver, file, (const char *)state->weights + offset, tensors[i].bytes);
-    }
-    free(tensors);
-}
-
-// This rank's parts of the buckets, in the elements of a checkpoint; those that touch are one. Sets *count.
-static ElementRange *own_ranges(const TrainingState *state, int *count) {
-    const ParameterTable *table = state->table;
-    ElementRange *ranges = (ElementRange *)host_allocate((size_t)table->bucket_count, sizeof(ElementRange),
-                                                         "the ranges of a checkpoint");
-    *count = 0;
-    for (int bucket = 0; bucket < table->bucket_count; bucket++) {
-        const ElementRange part = bucket_part_flat(table, bucket, state->communicator->rank);
-        if (part.count == 0) continue;
-        ElementRange *last = *count > 0 ? &ranges[*count - 1] : NULL;
-        if (last && last->first + last->count == part.first)
-            last->count += part.count;
-        else
-            ranges[(*count)++] = part;
-    }
-    return ranges;
-}
-
-// "3,17,8"
-static char *list_text(const ElementRange *ranges, int count, bool of_counts) {
-    char *text = format_string("%s", "");
-    for (int i = 0; i < count; i++) {
-        char *longer = format_string("%s%s%ld", text, i > 0 ? "," : "",
-                                     (long)(of_counts ? ranges[i].count : ranges[i].first));
-        free(text);
-        text = longer;
-    }
-    return text;
-}
-
-// The metadata says which elements of the checkpoint these are; a reader takes any number of files. A rank
-// without elements, of a model smaller than its ranks can divide, writes a file without tensors.
-static void plan_optimizer(Saver *saver, const TrainingState *state) {
-    const ParameterTable *table = state->table;
-    const Communicator *communicator = state->communicator;
-    const StorageType type = accumulator_type(state->device->ops->storage);
-    int range_count;
-    ElementRange *ranges = own_ranges(state, &range_count);
-    int64_t elements = 0;
-    for (int i = 0; i < range_count; i++) elements += ranges[i].count;
-    Tensor tensors[FLAT_BUFFERS] = {0};
-    for (int i = 0; i < FLAT_BUFFERS; i++) {
-        strcpy(tensors[i].name, flat_buffer_names[i]);
-        tensors[i].type = type;
-        tensors[i].dims = 1;
-        tensors[i].shape[0] = tensors[i].count = elements;
-    }
-    char *first = list_text(ranges, range_count, false), *count = list_text(ranges, range_count, true),
-         *total = format_string("%ld", (long)table->flat_elements),
-         *name = format_string(OPTIMIZER_FILE, communicator->rank, communicator->size);
-    const char *const metadata[] = {"format", "pt", "first", first, "count", count, "total", total, NULL};
-    size_t size;
-    char *header = safetensors_header(tensors, elements > 0 ? FLAT_BUFFERS : 0, metadata, &size);
-    PlannedFile *file = plan_file(saver, name, header, size);
-    const void *const buffers[FLAT_BUFFERS] = {state->master, state->m, state->v};
-    for (int i = 0; i < FLAT_BUFFERS; i++)
-        for (int bucket = 0; bucket < table->bucket_count; bucket++) {
-            const ElementRange part = bucket_part_flat(table, bucket, communicator->rank);
-            const size_t offset = (size_t)training_state_part(state, bucket) * storage_size(type);
-            if (part.count > 0)
-                plan_source(saver, file, (const char *)buffers[i] + offset,
-                            (size_t)part.count * storage_size(type));
-        }
-    free(name);
-    free(total);
-    free(count);
-    free(first);
-    free(ranges);
-}
-
-static void plan_trainer(Saver *saver, const SaveRequest *request) {
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddNumberToObject(json, "format_version", FORMAT_VERSION);
-    cJSON_AddStringToObject(json, "program", PROGRAM_NAME);
-    cJSON_AddStringToObject(json, "version", PROGRAM_VERSION);
-    cJSON_AddNumberToObject(json, "step", (double)request->progress.step);
-    cJSON_AddNumberToObject(json, "samples", (double)request->progress.samples);
-    cJSON_AddNumberToObject(json, "skipped", (double)request->progress.skipped);
-    cJSON_AddItemToObject(json, "guard", cJSON_Duplicate(request->guard, true));
-    cJSON_AddItemToObject(json, "options", cJSON_Duplicate(request->options, true));
-    plan_json(saver, TRAINER_FILE, json);
-}
-
-static void plan_files(Saver *saver, const TrainingState *state, const SaveRequest *request) {
-    const bool first = saver->communicator->rank == 0;
-    if (first) plan_config(saver, state, request);
-    if (first) plan_model(saver, state);
-    plan_optimizer(saver, state);
-    if (first) plan_trainer(saver, request);
-}
-
-// --- writing --------------------------------------------------------------------------------------------
-
-// Says why by errno, unless another rank's failure is what stopped this one.
-static bool write_failed(Saver *saver, const char *path) {
-    if (saver->cancelled) return false;
-    snprintf(saver->report.reason, REASON_SIZE, "cannot write %.800s: %s", path, strerror(errno));
-    return false;
-}
-
-// The sources of a file, by way of a chunk.
-static bool append_from_device(Saver *saver, FileWriter *writer, const PlannedFile *file) {
-    for (int i = 0; i < file->source_count; i++) {
-        const Source *source = &saver->sources[file->first_source + i];
-        for (size_t done = 0; done < source->bytes; done += CHUNK_BYTES) {
-            const size_t part = source->bytes - done < CHUNK_BYTES ? source->bytes - done : CHUNK_BYTES;
-            saver->device->download(saver->device, saver->chunk, (const char *)source->memory + done, part);
-            if (!file_append(writer, saver->chunk, part)) return false;
-        }
-    }
-    return true;
-}
-
-// The same from the snapshot, where they follow one another. Chunks let it stop early.
-static bool append_from_snapshot(Saver *saver, FileWriter *writer, const PlannedFile *file) {
-    const char *memory = saver->snapshot;
-    size_t bytes = 0;
-    for (int i = 0; i < file->first_source; i++) memory += saver->sources[i].bytes;
-    for (int i = 0; i < file->source_count; i++) bytes += saver->sources[file->first_source + i].bytes;
-    for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
-        const size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
-        if (saver->cancelled || !file_append(writer, memory + done, part)) return false;
-    }
-    return true;
-}
-
-static bool write_file(Saver *saver, const PlannedFile *file) {
-    const Path directory = step_path(saver->out_dir, saver->step, STEP_TEMPORARY);
-    const Path path = path_below(directory.text, file->name);
-    FileEntry *entry = &saver->report.entries[saver->report.count];
-    FileWriter writer;
-    if (!file_create(&writer, path.text)) return write_failed(saver, path.text);
-    if (!file_append(&writer, file->text, file->text_bytes) ||
-        !(saver->snapshot ? append_from_snapshot : append_from_device)(saver, &writer, file)) {
-        file_abandon(&writer);
-        return write_failed(saver, path.text);
-    }
-    if (!file_finish(&writer, entry->hash)) return write_failed(saver, path.text);
-    strcpy(entry->name, file->name);
-    entry->bytes = writer.bytes;
-    saver->report.count++;
-    return true;
-}
-
-static bool write_files(Saver *saver) {
-    for (int i = 0; i < saver->file_count; i++)
-        if (!write_file(saver, &saver->files[i])) return false;
-    return true;
-}
-
-static bool write_manifest(Saver *saver) {
-    const Path directory = step_path(saver->out_dir, saver->step, STEP_TEMPORARY);
-    const Path path = path_below(directory.text, MANIFEST_FILE);
-    FileWriter writer;
-    if (!file_create(&writer, path.text)) return write_failed(saver, path.text);
-    if (!file_append(&writer, saver->manifest, strlen(saver->manifest))) {
-        file_abandon(&writer);
-        return write_failed(saver, path.text);
-    }
-    return file_finish(&writer, NULL) || write_failed(saver, path.text);
-}
-
-// What older checkpoints do is said in the report, and is no failure of this one.
-static bool commit(Saver *saver) {
-    const bool good = write_manifest(saver) && step_commit(saver->out_dir, saver->step, saver->report.reason);
-    if (good)
-        step_prune(saver->out_dir, saver->step, &saver->retention, saver->report.reason);
-    else
-        step_abandon(saver->out_dir, saver->step);
-    return good;
-}
-
-// --- phases ---------------------------------------------------------------------------------------------
-
-// The work of a phase on this rank, in the phase's thread or in the caller's.
-static void *run_phase(void *argument) {
-    Saver *saver = (Saver *)argument;
-    switch (saver->phase) {
-        case PREPARE: saver->good = step_begin(saver->out_dir, saver->step, saver->report.reason); break;
-        case WRITE: saver->good = write_files(saver); break;
-        case COMMIT: saver->good = commit(saver); break;
-        case ABANDON: step_abandon(saver->out_dir, saver->step); break;
-        case IDLE: break;
-    }
+static void *do_work(void *saver_address) {
+    Saver *saver = (Saver *)saver_address;
+    saver->good = protocol[saver->phase].work(saver);
     return NULL;
 }
 
-static void start_phase(Saver *saver, Phase phase) {
-    saver->phase = phase;
-    saver->good = true;
-    if (phase != WRITE && saver->communicator->rank > 0) return;
-    saver->running = saver->snapshot && pthread_create(&saver->thread, NULL, run_phase, saver) == 0;
-    if (!saver->running) run_phase(saver);
+// In a thread of its own, where there is a copy for it to read.
+static void start_work(Saver *saver) {
+    saver->working = saver->copied && pthread_create(&saver->thread, NULL, do_work, saver) == 0;
+    if (!saver->working) do_work(saver);
 }
 
-static void clear_save(Saver *saver) {
-    for (int i = 0; i < saver->file_count; i++) free(saver->files[i].text);
-    free(saver->out_dir);
-    free(saver->manifest);
-    free(saver->chunk);
-    saver->out_dir = saver->manifest = NULL;
-    saver->chunk = NULL;
-    saver->snapshot = NULL;
-    saver->file_count = saver->source_count = 0;
-    memset(&saver->report, 0, sizeof(saver->report));
+static void enter(Saver *saver, Phase phase) {
+    saver->phase = phase;
+    saver->good = true;
+    saver->reason.text[0] = 0;
+    if (phase == COMMITTED || phase == FAILED)
+        end_save(saver, phase == COMMITTED ? SAVE_COMMITTED : SAVE_FAILED);
+    else if (protocol[phase].who == BY_ALL || saver->communicator->rank == 0)
+        start_work(saver);
+}
+
+int saver_local_state(Saver *saver) {
+    if (saver->working && pthread_tryjoin_np(saver->thread, NULL) == 0) saver->working = false;
+    return saver->working ? RANK_WORKING : saver->good ? RANK_DONE : RANK_FAILED;
+}
+
+SaveOutcome saver_advance(Saver *saver, const int *states) {
+    const Phase phase = saver->phase;
+    bool ended = phase != IDLE, good = true;
+    for (int rank = 0; phase != IDLE && rank < saver->communicator->size; rank++) {
+        ended &= states[rank] != RANK_WORKING;
+        good &= states[rank] != RANK_FAILED;
+    }
+    if (!good) saver->cancelled = true;
+    if (ended) {
+        protocol[phase].conclude(saver, good);
+        enter(saver, good ? protocol[phase].next : protocol[phase].next_after_failure);
+    }
+    const SaveOutcome outcome = saver->outcome;
+    saver->outcome = SAVE_NONE;
+    return outcome;
+}
+
+// --- the work of the phases -----------------------------------------------------------------------------
+
+static bool make_directory(Saver *saver) {
+    return step_begin(saver->out_dir, saver->step, &saver->reason);
+}
+
+static bool write_files(Saver *saver) {
+    const Path directory = step_path(saver->out_dir, saver->step, STEP_TEMPORARY);
+    return rank_files_write(&saver->files, directory.text, saver->device, &saver->cancelled, &saver->written,
+                            &saver->reason);
+}
+
+// Older checkpoints that cannot be deleted are a reason to speak of, but no failure of this one.
+static bool commit(Saver *saver) {
+    const Path directory = step_path(saver->out_dir, saver->step, STEP_TEMPORARY);
+    if (!manifest_write(directory.text, saver->manifest, &saver->reason) ||
+        !step_commit(saver->out_dir, saver->step, &saver->reason))
+        return false;
+    step_prune(saver->out_dir, saver->step, &saver->retention, &saver->reason);
+    return true;
+}
+
+static bool remove_directory(Saver *saver) {
+    step_abandon(saver->out_dir, saver->step);
+    return true;
+}
+
+// --- what ranks tell one another when a phase has ended -------------------------------------------------
+
+static void set_message(Saver *saver, int rank, const Reason *reason) {
+    char name[32] = "";
+    if (saver->communicator->size > 1) snprintf(name, sizeof(name), "rank %d: ", rank);
+    snprintf(saver->message, sizeof(saver->message), "saving a checkpoint: %s%s", name, reason->text);
+}
+
+static void take_reason(Saver *saver, bool good) {
+    (void)good; // a checkpoint that is committed may have something to say too
+    if (saver->reason.text[0]) set_message(saver, saver->communicator->rank, &saver->reason);
+}
+
+// How a rank's writing ended.
+typedef struct {
+    int files;
+    Reason reason; // empty: nothing went wrong here
+} Report;
+
+// Rank 0's manifest of the files of all ranks, of which one has written the `most`.
+static void gather_manifest(Saver *saver, const Report *reports, int most) {
+    const Communicator *communicator = saver->communicator;
+    Manifest padded = manifest_create(most), all = manifest_create(most * communicator->size);
+    memcpy(padded.list, saver->written.list, (size_t)saver->written.count * sizeof(ManifestEntry));
+    communicator_gather(communicator, all.list, padded.list, (size_t)most * sizeof(ManifestEntry),
+                        "the files of a checkpoint");
+    for (int rank = 0; rank < communicator->size; rank++)
+        for (int i = 0; i < reports[rank].files; i++) all.list[all.count++] = all.list[rank * most + i];
+    if (communicator->rank == 0) saver->manifest = manifest_text(&all);
+    manifest_free(&padded);
+    manifest_free(&all);
+}
+
+static void exchange_reports(Saver *saver, bool good) {
+    const int size = saver->communicator->size;
+    const Report mine = {saver->written.count, saver->reason};
+    Report *all = (Report *)host_allocate((size_t)size, sizeof(Report), "reports of all ranks");
+    communicator_gather(saver->communicator, all, &mine, sizeof(mine), "the files of a checkpoint");
+    int most = 0;
+    for (int rank = size - 1; rank >= 0; rank--) {
+        // Ranks that only stopped because another failed give no reason.
+        if (all[rank].reason.text[0]) set_message(saver, rank, &all[rank].reason);
+        most = (int)max_i64(most, all[rank].files);
+    }
+    if (good) gather_manifest(saver, all, most);
+    free(all);
+}
+
+// --- beginning and end of a save ------------------------------------------------------------------------
+
+// The save that runs beside this process's work, to be finished at its exit. A child that forked off has
+// nothing to do with it.
+static Saver *under_way;
+static pid_t owner;
+
+static void list_files(RankFiles *files, const TrainingState *state, const SaveRequest *request) {
+    const bool first = state->communicator->rank == 0;
+    if (first)
+        rank_files_add_json(files, CONFIG_FILE,
+                            huggingface_config(state->config, state->device->ops->storage, request->seq_len,
+                                               request->separator_token));
+    if (first) model_file_add(files, state);
+    optimizer_file_add(files, state);
+    if (first)
+        rank_files_add_json(files, TRAINER_FILE,
+                            trainer_file_create(&request->progress, request->options, request->guard));
+}
+
+// False if a rank has no memory for it.
+static bool copy_files(Saver *saver) {
+    const Communicator *communicator = saver->communicator;
+    const bool here =
+        snapshot_reserve(&saver->snapshot, &saver->files, (int)max_i64(communicator->local_size, 1));
+    if (!communicator_all(communicator, here, "beginning a checkpoint")) return false;
+    snapshot_take(&saver->snapshot, &saver->files, saver->device);
+    return true;
+}
+
+void saver_begin(Saver *saver, const TrainingState *state, const SaveRequest *request) {
+    assert(saver->phase == IDLE);
+    saver->out_dir = format_string("%s", request->out_dir);
+    saver->step = request->progress.step;
+    saver->retention = request->retention;
+    saver->device = state->device;
+    saver->message[0] = 0;
+    saver->cancelled = false;
+    list_files(&saver->files, state, request);
+    saver->written = manifest_create(saver->files.count);
+    saver->copied = saver->asynchronous && copy_files(saver);
+    if (saver->copied) under_way = saver;
+    enter(saver, PREPARE);
+    if (!saver->copied) saver->outcome = saver_finish(saver);
 }
 
 // What rank 0 has to say is the message of all.
 static void end_save(Saver *saver, SaveOutcome outcome) {
     communicator_broadcast(saver->communicator, saver->message, sizeof(saver->message),
                            "the end of a checkpoint");
-    clear_save(saver);
+    free(saver->out_dir);
+    free(saver->manifest);
+    saver->out_dir = saver->manifest = NULL;
+    rank_files_free(&saver->files);
+    manifest_free(&saver->written);
     under_way = NULL;
     saver->phase = IDLE;
     saver->outcome = outcome;
-}
-
-static void set_message(Saver *saver, int rank, const char *reason) {
-    char name[32] = "";
-    if (saver->communicator->size > 1) snprintf(name, sizeof(name), "rank %d: ", rank);
-    snprintf(saver->message, sizeof(saver->message), "saving a checkpoint: %s%s", name, reason);
-}
-
-static Report *gather_reports(const Saver *saver) {
-    Report *all =
-        (Report *)host_allocate((size_t)saver->communicator->size, sizeof(Report), "reports of all ranks");
-    communicator_gather(saver->communicator, all, &saver->report, sizeof(Report),
-                        "the files of a checkpoint");
-    return all;
-}
-
-static void make_manifest(Saver *saver, const Report *reports) {
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddNumberToObject(json, "format_version", FORMAT_VERSION);
-    cJSON *files = cJSON_AddArrayToObject(json, "files");
-    for (int rank = 0; rank < saver->communicator->size; rank++)
-        for (int i = 0; i < reports[rank].count; i++) {
-            const FileEntry *file = &reports[rank].entries[i];
-            cJSON *entry = cJSON_CreateObject();
-            cJSON_AddStringToObject(entry, "name", file->name);
-            cJSON_AddNumberToObject(entry, "bytes", (double)file->bytes);
-            cJSON_AddStringToObject(entry, "xxh3_128", file->hash);
-            cJSON_AddItemToArray(files, entry);
-        }
-    saver->manifest = json_text(json, true);
-    cJSON_Delete(json);
-}
-
-// After the phase in which all ranks wrote.
-static void end_write(Saver *saver, bool good) {
-    Report *reports = gather_reports(saver);
-    // Ranks that only stopped because another failed give no reason.
-    for (int rank = saver->communicator->size - 1; rank >= 0; rank--)
-        if (reports[rank].reason[0]) set_message(saver, rank, reports[rank].reason);
-    if (good && saver->communicator->rank == 0) make_manifest(saver, reports);
-    free(reports);
-    start_phase(saver, good ? COMMIT : ABANDON);
-}
-
-static void go_on(Saver *saver, bool good) {
-    if (saver->phase == PREPARE && good) {
-        start_phase(saver, WRITE);
-    } else if (saver->phase == WRITE) {
-        end_write(saver, good);
-    } else {
-        if (saver->report.reason[0] && saver->phase != ABANDON)
-            set_message(saver, saver->communicator->rank, saver->report.reason);
-        end_save(saver, saver->phase == COMMIT && good ? SAVE_COMMITTED : SAVE_FAILED);
-    }
-}
-
-int saver_local_state(Saver *saver) {
-    if (saver->running && pthread_tryjoin_np(saver->thread, NULL) == 0) saver->running = false;
-    return saver->running ? STATE_BUSY : saver->good ? STATE_DONE : STATE_FAILED;
-}
-
-SaveOutcome saver_advance(Saver *saver, const int *states) {
-    if (saver->phase != IDLE) {
-        bool busy = false, good = true;
-        for (int rank = 0; rank < saver->communicator->size; rank++) {
-            busy |= states[rank] == STATE_BUSY;
-            good &= states[rank] != STATE_FAILED;
-        }
-        if (!good) saver->cancelled = true;
-        if (!busy) go_on(saver, good);
-    }
-    const SaveOutcome outcome = saver->outcome;
-    saver->outcome = SAVE_NONE;
-    return outcome;
 }
 
 SaveOutcome saver_poll(Saver *saver) {
@@ -472,7 +257,7 @@ SaveOutcome saver_poll(Saver *saver) {
     const int mine = saver_local_state(saver);
     // Without a copy a rank writes all it has to before it answers.
     communicator_gather(saver->communicator, states, &mine, sizeof(mine),
-                        saver->snapshot ? "saving a checkpoint" : NULL);
+                        saver->copied ? "saving a checkpoint" : NULL);
     const SaveOutcome outcome = saver_advance(saver, states);
     free(states);
     return outcome;
@@ -485,7 +270,7 @@ static void wait_a_little(Saver *saver) {
     until.tv_nsec += (long)(1e9 * POLL_SECONDS);
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
-    if (saver->running && pthread_timedjoin_np(saver->thread, NULL, &until) == 0) saver->running = false;
+    if (saver->working && pthread_timedjoin_np(saver->thread, NULL, &until) == 0) saver->working = false;
 }
 
 SaveOutcome saver_finish(Saver *saver) {
@@ -510,7 +295,8 @@ static void finish_at_exit(void) {
     if (!saver || owner != getpid()) return;
     under_way = NULL;
     if (saver->communicator->size > 1) {
-        if (saver->running && saver->phase == COMMIT) pthread_join(saver->thread, NULL);
+        if (saver->working && (saver->phase == COMMIT || saver->phase == ABANDON))
+            pthread_join(saver->thread, NULL);
     } else if (saver_finish(saver) == SAVE_FAILED) {
         warning("%s", saver->message);
     }
@@ -519,80 +305,6 @@ static void finish_at_exit(void) {
 static void guard_exit(void) {
     if (owner != getpid()) atexit(finish_at_exit);
     owner = getpid();
-}
-
-// --- beginning ------------------------------------------------------------------------------------------
-
-// What can be allocated without anything being swapped out; Linux itself promises more than there is.
-static size_t available_memory(void) {
-    FILE *file = fopen("/proc/meminfo", "r");
-    if (!file) return SIZE_MAX;
-    char line[256];
-    unsigned long long kilobytes = 0;
-    bool found = false;
-    while (!found && fgets(line, sizeof(line), file))
-        found = sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1;
-    fclose(file);
-    return found ? (size_t)kilobytes * 1024 : SIZE_MAX;
-}
-
-// In large pages, and touched by all threads at once: the step that waits for the copy then waits less.
-static void *allocate_touched(size_t bytes, int sharers) {
-    const size_t page = (size_t)2 << 20;
-    void *memory;
-    if (bytes > available_memory() / (size_t)sharers || posix_memalign(&memory, page, bytes) != 0)
-        return NULL;
-    madvise(memory, bytes, MADV_HUGEPAGE);
-#pragma omp parallel for schedule(static) if (bytes > 16 * page)
-    for (size_t offset = 0; offset < bytes; offset += 4096) ((volatile char *)memory)[offset] = 0;
-    return memory;
-}
-
-// Memory for the snapshot, if there is enough on all ranks.
-static bool allocate_snapshot(Saver *saver) {
-    size_t bytes = 1;
-    for (int i = 0; i < saver->source_count; i++) bytes += saver->sources[i].bytes;
-    if (bytes > saver->host_bytes) {
-        free(saver->host_memory);
-        saver->host_memory = allocate_touched(bytes, (int)max_i64(saver->communicator->local_size, 1));
-        saver->host_bytes = saver->host_memory ? bytes : 0;
-    }
-    const bool here = saver->host_memory != NULL;
-    if (!here)
-        warning(
-            "out of host memory: the copy of what a checkpoint saves needs %zu bytes; training waits while "
-            "it is written",
-            bytes);
-    return communicator_all(saver->communicator, here, "beginning a checkpoint");
-}
-
-static void take_snapshot(Saver *saver, Device *device) {
-    saver->snapshot = (char *)saver->host_memory;
-    char *to = saver->snapshot;
-    for (int i = 0; i < saver->source_count; i++) {
-        device->download(device, to, saver->sources[i].memory, saver->sources[i].bytes);
-        to += saver->sources[i].bytes;
-    }
-}
-
-void saver_begin(Saver *saver, const TrainingState *state, const SaveRequest *request) {
-    assert(saver->phase == IDLE);
-    saver->out_dir = format_string("%s", request->out_dir);
-    saver->step = request->progress.step;
-    saver->retention = request->retention;
-    saver->message[0] = 0;
-    saver->cancelled = false;
-    plan_files(saver, state, request);
-    if (saver->asynchronous && allocate_snapshot(saver)) {
-        take_snapshot(saver, state->device);
-        under_way = saver;
-        start_phase(saver, PREPARE);
-    } else {
-        saver->device = state->device;
-        saver->chunk = host_allocate(CHUNK_BYTES, 1, "a chunk of a checkpoint");
-        start_phase(saver, PREPARE);
-        saver->outcome = saver_finish(saver);
-    }
 }
 
 Saver *saver_create(const Communicator *communicator, bool asynchronous) {
@@ -606,7 +318,6 @@ Saver *saver_create(const Communicator *communicator, bool asynchronous) {
 
 void saver_destroy(Saver *saver) {
     assert(saver->phase == IDLE);
-    free(saver->sources);
-    free(saver->host_memory);
+    snapshot_free(&saver->snapshot);
     free(saver);
 }

@@ -4,18 +4,22 @@
 //   prepare   rank 0 makes step_NNNNNNNN.tmp
 //   write     every rank writes and syncs its files: rank 0 the model, each its part of the optimizer's state
 //   commit    rank 0 writes the manifest, gives the directory its name, and deletes older ones
+//   abandon   if writing or committing failed: rank 0 removes step_NNNNNNNN.tmp
 //
 // A phase begins when all ranks have ended the one before, which they tell one another in a small value once
 // a step. Its work is done in a thread that calls neither MPI nor the device, so no step waits for a disk.
-// What goes wrong there, on whichever rank, ends the save and not the run: the .tmp is removed, and earlier
-// checkpoints are as they were.
+// What goes wrong there, on whichever rank, ends the save and not the run, and earlier checkpoints are as
+// they were.
 #pragma once
-#include "checkpoint/checkpoint.h"
 #include "checkpoint/directory.h"
+#include "checkpoint/trainer_file.h"
+#include "checkpoint/training_state.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+struct cJSON;
 
 typedef struct Saver Saver;
 
@@ -35,7 +39,8 @@ typedef enum {
     SAVE_FAILED,    // saver_message says why
 } SaveOutcome;
 
-// `asynchronous` or with saver_begin doing it all. The communicator is kept by address.
+// asynchronous: saver_begin returns when what is to be saved is copied; else when the checkpoint is on the disk
+// or has failed. The communicator is kept by address.
 Saver *saver_create(const Communicator *communicator, bool asynchronous);
 void saver_destroy(Saver *saver);
 
@@ -45,8 +50,9 @@ void saver_destroy(Saver *saver);
 // may change. Without memory for the copy it warns and saves at once.
 void saver_begin(Saver *saver, const TrainingState *state, const SaveRequest *request);
 
-// How far this rank is, for the others: a small value. saver_advance goes on where all have ended a phase,
-// given the values of all ranks, and reports each save once, when it has come to its end.
+// This rank's state in the phase under way (working, done, failed), which the caller gives to all ranks; and
+// what comes of the states of all ranks, in their order: where all have ended the phase, the next begins. Each
+// save is reported once, when it has come to its end.
 int saver_local_state(Saver *saver);
 SaveOutcome saver_advance(Saver *saver, const int *states);
 

@@ -12,7 +12,7 @@
 // order. Every operation gives the same bits for the same inputs on the same device, except
 // attention_backward when its shape says `deterministic = false`.
 #pragma once
-#include "base/common.h"
+#include "base/reason.h"
 #include "base/storage.h"
 
 #ifdef __cplusplus
@@ -174,8 +174,8 @@ typedef struct {
     // the first pool^level - 1 tokens of the piece after it, which may be held elsewhere. What crosses there
     // is a halo [pieces, batch, levels - 1, heads, head_dim], of levels 1 to levels - 1.
 
-    // Whether the device can do this shape; if not, the reason, one line without an end, for the user.
-    bool (*supported)(const LighthouseShape *shape, char *reason, size_t reason_size, const Stream *stream);
+    // Whether the device can do this shape; if not, why, for the user.
+    bool (*supported)(const LighthouseShape *shape, Reason *reason, const Stream *stream);
 
     // Fills the coarser levels of scores A[batch, heads + kv_heads, pyramid] (query heads, then key heads)
     // from level 0: the maximum over the tokens covered. NaN counts as -infinity; level 0 is left as it is.

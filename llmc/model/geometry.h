@@ -1,6 +1,7 @@
 // The geometry of Lighthouse attention: which settings are valid at which length, and the shape they make.
 // Integers only, no device.
 #pragma once
+#include "base/reason.h"
 #include "device/ops.h"
 
 // The options --levels, --pool, --topk and --topk-tile.
@@ -12,7 +13,7 @@ typedef struct {
 // do not. The rules: pool a power of two, at least 2; levels at least 2; tile even, at least 2*pool; topk a
 // multiple of tile; pool^(levels-1) divides seq_len; the topk/tile chunks divide the coarsest level's entries
 // into equal parts of at least tile.
-bool lighthouse_valid(const LighthouseSettings *settings, int64_t seq_len, char *reason, size_t reason_size);
+bool lighthouse_valid(const LighthouseSettings *settings, int64_t seq_len, Reason *reason);
 
 // The shape of valid settings.
 LighthouseShape lighthouse_shape(const LighthouseSettings *settings, int64_t batch, int64_t seq_len,

@@ -35,10 +35,10 @@ static void settle_lighthouse(Layers *l, const LayersSettings *s) {
     const LighthouseShape whole = lighthouse_shape(&s->lighthouse, s->batch, s->seq_len * ranks,
                                                    (int)c->heads, (int)c->kv_heads, (int)head_dim(c));
     l->lighthouse = lighthouse_part(whole, ranks);
-    char reason[512];
+    Reason reason;
     Device *device = l->device;
-    if (!device->ops->lighthouse.supported(&l->lighthouse, reason, sizeof(reason), device->stream))
-        fatal("%s (or train dense with --selection off)", reason);
+    if (!device->ops->lighthouse.supported(&l->lighthouse, &reason, device->stream))
+        fatal("%s (or train dense with --selection off)", reason.text);
     l->sub_attention = lighthouse_attention_plan(device, &l->lighthouse, s->deterministic, s->workspace_bound,
                                                  s->collectives);
 }

@@ -7,9 +7,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-// The step of a line of metrics, or a step beyond all if the line is damaged (a crash can cut the last one).
+// The step of a line of metrics, or a step beyond all if the line is damaged.
 static int64_t line_step(const char *line) {
     cJSON *json = cJSON_Parse(line);
     const cJSON *step = cJSON_GetObjectItemCaseSensitive(json, "step");
@@ -18,24 +17,26 @@ static int64_t line_step(const char *line) {
     return number;
 }
 
-// Rewrites the file without the lines of steps after `step`; written beside it first, so that nothing is
-// lost.
+// Replaces the file by one without the lines of steps after `step`, and without a last line that a crash cut
+// off before its line feed. A file that cannot be read to its end is left as it is.
 static void drop_lines_after(const char *path, int64_t step) {
-    FILE *old = fopen(path, "r");
-    if (!old && errno == ENOENT) return;
-    char *fresh_path = format_string("%s.tmp", path);
-    FILE *fresh = old ? fopen(fresh_path, "w") : NULL;
-    if (!fresh) fatal("cannot rewrite %s: %s", path, strerror(errno));
-    char *line = NULL;
-    size_t capacity = 0;
-    while (getline(&line, &capacity, old) > 0)
-        if (line_step(line) <= step) fputs(line, fresh);
-    free(line);
-    fclose(old);
-    if (fflush(fresh) != 0 || fsync(fileno(fresh)) != 0 || fclose(fresh) != 0 ||
-        rename(fresh_path, path) != 0)
-        fatal("cannot rewrite %s: %s", path, strerror(errno));
-    free(fresh_path);
+    size_t size;
+    char *text = file_read_text(path, SIZE_MAX - 1, &size);
+    if (!text && errno == ENOENT) return;
+    if (!text) fatal("cannot read %s: %s", path, strerror(errno));
+    char *kept = text; // where the next line that stays goes
+    char *feed;
+    for (char *line = text; (feed = (char *)memchr(line, '\n', size - (size_t)(line - text)));
+         line = feed + 1) {
+        *feed = 0;
+        if (line_step(line) > step) continue;
+        *feed = '\n';
+        memmove(kept, line, (size_t)(feed + 1 - line));
+        kept += feed + 1 - line;
+    }
+    *kept = 0;
+    if (!file_replace_text(path, text)) fatal("cannot rewrite %s: %s", path, strerror(errno));
+    free(text);
 }
 
 Logger logger_open(const char *out_dir, int64_t step) {

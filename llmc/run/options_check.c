@@ -97,9 +97,9 @@ void options_check(const Options *options, int processes) {
     options_dense_layers(options, dense);
     free(dense);
     const LighthouseSettings lighthouse = options_lighthouse(options);
-    char reason[512];
-    if (options->selection && !lighthouse_valid(&lighthouse, options->seq_len, reason, sizeof(reason)))
-        fatal("%s (or train dense with --selection off)", reason);
+    Reason reason;
+    if (options->selection && !lighthouse_valid(&lighthouse, options->seq_len, &reason))
+        fatal("%s (or train dense with --selection off)", reason.text);
     check_context(options, processes);
     check_batch(options, processes);
 }

@@ -115,6 +115,14 @@ void optimizer_initialize(Optimizer *optimizer, uint64_t seed) {
     finish(optimizer);
 }
 
+StateBuffers optimizer_buffers(const Optimizer *optimizer) {
+    StateBuffers buffers = {.list = {{"master", NULL}, {"m", NULL}, {"v", NULL}}, .count = 3};
+    if (!optimizer) return buffers;
+    const size_t offsets[] = {optimizer->master, optimizer->m, optimizer->v};
+    for (int i = 0; i < buffers.count; i++) buffers.list[i].memory = state_from(optimizer, offsets[i], 0);
+    return buffers;
+}
+
 // --- gradients ------------------------------------------------------------------------------------------
 
 static double *norm_square(const Optimizer *optimizer, int bucket, bool of_sum) {

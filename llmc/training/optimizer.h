@@ -2,6 +2,7 @@
 // ranks the gradients are summed bucket by bucket, while the backward goes on; each rank keeps the state of
 // all weights, or (sharded: ZeRO stage 1, arXiv 1910.02054) of its part of every bucket.
 #pragma once
+#include "checkpoint/training_state.h"
 #include "model/decoder.h"
 
 #ifdef __cplusplus
@@ -37,6 +38,9 @@ void optimizer_free(Optimizer *optimizer);
 
 // Initial master weights from the seed, rounded weights from them, moments zero.
 void optimizer_initialize(Optimizer *optimizer, uint64_t seed);
+
+// The optimizer's state, under the names that checkpoints give it. Of NULL: the names alone.
+StateBuffers optimizer_buffers(const Optimizer *optimizer);
 
 // For the last decoder_accumulate of a step: sums each bucket's gradients over the ranks. They are not to be
 // used before optimizer_grad_norm.

@@ -151,9 +151,7 @@ TrainingState training_state(const Training *training) {
                            .config = &training->decoder->layers.config,
                            .table = &training->weights->table,
                            .weights = weights_values_from(training->weights, 0),
-                           .master = memory_at(training->memory, optimizer->master),
-                           .m = memory_at(training->memory, optimizer->m),
-                           .v = memory_at(training->memory, optimizer->v),
+                           .optimizer = optimizer_buffers(optimizer),
                            .communicator = training->collectives->communicator,
                            .sharded = optimizer->settings.sharded};
     return state;

@@ -43,7 +43,7 @@ void training_free(Training *training);
 // The attention of the model's steps: as trained, with selection where there is any; or all dense.
 StepAttention training_attention(const Training *training, bool selection);
 
-// The state, as checkpoints write and read it.
+// Weights and optimizer state, as checkpoints write and read them.
 TrainingState training_state(const Training *training);
 
 // Work per token of the attention that is actually run.

@@ -3,11 +3,13 @@
 // model and of the optimizer file. It is verified, and found good or refused.
 #include "harness.h"
 
+#include "base/files.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/directory.h"
-#include "base/files.h"
-#include "base/json.h"
-#include "checkpoint/safetensors.h"
+#include "checkpoint/huggingface.h"
+#include "checkpoint/json_file.h"
+#include "checkpoint/manifest.h"
+#include "checkpoint/model_file.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +18,9 @@
 enum { MANIFEST, TRAINER, CONFIG, MODEL, OPTIMIZER, KINDS };
 static const char *const names[KINDS] = {MANIFEST_FILE, TRAINER_FILE, CONFIG_FILE, MODEL_FILE,
                                          "optimizer-00000-of-00001.safetensors"};
+
+static const StateBuffers optimizer = {.list = {{.name = "master"}, {.name = "m"}, {.name = "v"}},
+                                       .count = 3};
 
 static const ModelConfig shape = {5, 4, 1, 1, 1, 3, 10000, 1e-5};
 static const char config[] = "{\"vocab_size\":5,\"hidden_size\":4,\"intermediate_size\":3,\"num_hidden_"
@@ -48,7 +53,7 @@ static void make_header(int kind, Tensor *tensors, int count, const char *const 
 
 static void make_headers(void) {
     ParameterTable table = parameter_table_create(&shape, 1);
-    Tensor tensors[32] = {0}, flat[FLAT_BUFFERS] = {0};
+    Tensor tensors[32] = {0}, flat[MOST_STATE_BUFFERS] = {0};
     for (int i = 0; i < table.count; i++) {
         const Parameter *p = &table.list[i];
         tensors[i] = (Tensor){
@@ -56,14 +61,14 @@ static void make_headers(void) {
         strcpy(tensors[i].name, p->name);
     }
     make_header(MODEL, tensors, table.count, (const char *const[]){"format", "pt", NULL});
-    for (int i = 0; i < FLAT_BUFFERS; i++) {
+    for (int i = 0; i < optimizer.count; i++) {
         flat[i] =
             (Tensor){.type = STORAGE_FLOAT32, .dims = 1, .shape = {table.elements}, .count = table.elements};
-        strcpy(flat[i].name, flat_buffer_names[i]);
+        strcpy(flat[i].name, optimizer.list[i].name);
     }
     char *rest = format_string("8,%ld", (long)table.elements - 8),
          *total = format_string("%ld", (long)table.elements);
-    make_header(OPTIMIZER, flat, FLAT_BUFFERS,
+    make_header(OPTIMIZER, flat, optimizer.count,
                 (const char *const[]){"first", "0,8", "count", rest, "total", total, NULL});
     free(rest);
     free(total);
@@ -90,29 +95,24 @@ static void write_good(int kind) {
 }
 
 static char *good_manifest(void) {
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddNumberToObject(json, "format_version", FORMAT_VERSION);
-    cJSON *files = cJSON_AddArrayToObject(json, "files");
+    Manifest manifest = manifest_create(KINDS);
     for (int kind = TRAINER; kind < KINDS; kind++) {
-        char hash[FILE_HASH_SIZE];
+        ManifestEntry *entry = &manifest.list[manifest.count++];
         FILE *file = fopen(path_of(kind).text, "rb");
-        if (!file || !file_hash(path_of(kind).text, hash)) abort();
+        if (!file || !file_hash(path_of(kind).text, entry->hash)) abort();
         fseek(file, 0, SEEK_END);
-        cJSON *entry = cJSON_CreateObject();
-        cJSON_AddStringToObject(entry, "name", names[kind]);
-        cJSON_AddNumberToObject(entry, "bytes", (double)ftell(file));
-        cJSON_AddStringToObject(entry, "xxh3_128", hash);
-        cJSON_AddItemToArray(files, entry);
+        entry->bytes = ftell(file);
+        strcpy(entry->name, names[kind]);
         fclose(file);
     }
-    char *text = json_text(json, true);
-    cJSON_Delete(json);
+    char *text = manifest_text(&manifest);
+    manifest_free(&manifest);
     return text;
 }
 
 static void verify(void *unused) {
     (void)unused;
-    free(checkpoint_verify(directory));
+    free(checkpoint_verify(directory, &optimizer));
 }
 
 static void add_seed(int argc, char **argv, int kind, const char *text, size_t bytes) {

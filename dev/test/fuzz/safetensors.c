@@ -29,9 +29,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     SafetensorsFile file;
-    char reason[512] = "";
-    if (!safetensors_open(&file, memory_file(data, bytes), reason, sizeof(reason))) {
-        if (!reason[0] || strchr(reason, '\n')) abort();
+    Reason reason = {""};
+    if (!safetensors_open(&file, memory_file(data, bytes), &reason)) {
+        if (!reason.text[0] || strchr(reason.text, '\n')) abort();
         return 0;
     }
     for (int i = 0; i < file.count; i++) {

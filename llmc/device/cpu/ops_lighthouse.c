@@ -8,12 +8,10 @@
 // The most levels there can be: seq_len is a multiple of 2^(levels - 1).
 enum { MAX_LEVELS = 64 };
 
-bool CPU_NAME(lighthouse_supported)(const LighthouseShape *shape, char *reason, size_t reason_size,
-                                    const Stream *stream) {
+bool CPU_NAME(lighthouse_supported)(const LighthouseShape *shape, Reason *reason, const Stream *stream) {
     (void)stream;
-    if (shape->levels <= MAX_LEVELS) return true;
-    snprintf(reason, reason_size, "--levels %d: the CPU takes at most %d", shape->levels, MAX_LEVELS);
-    return false;
+    return shape->levels <= MAX_LEVELS ||
+           fail(reason, "--levels %d: the CPU takes at most %d", shape->levels, MAX_LEVELS);
 }
 
 static const accumulator_t *row_of_scores(const void *scores, int64_t batch, int64_t head,

@@ -2,8 +2,7 @@
 #pragma once
 #include "device/cpu/storage_types.h"
 
-bool CPU_NAME(lighthouse_supported)(const LighthouseShape *shape, char *reason, size_t reason_size,
-                                    const Stream *stream);
+bool CPU_NAME(lighthouse_supported)(const LighthouseShape *shape, Reason *reason, const Stream *stream);
 void CPU_NAME(lighthouse_pool_scores)(void *scores, const LighthouseShape *shape, Stream *stream);
 void CPU_NAME(lighthouse_select)(int32_t *positions, const void *scores, const LighthouseShape *shape,
                                  Stream *stream);

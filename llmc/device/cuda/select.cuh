@@ -301,26 +301,23 @@ static int64_t select_memory_bytes(const Stream *stream) {
     return (int64_t)stream->shared_memory - 1024 - (int64_t)sizeof(SelectShared);
 }
 
-static bool lighthouse_supported(const LighthouseShape *shape, char *reason, size_t reason_size,
-                                 const Stream *stream) {
+static bool lighthouse_supported(const LighthouseShape *shape, Reason *reason, const Stream *stream) {
     const int64_t picks = select_memory_bytes(stream) / (int64_t)sizeof(int32_t);
     if (shape->levels > LEVELS_MAX)
-        snprintf(reason, reason_size, "--levels %d is more than CUDA devices take: at most %d", shape->levels,
-                 LEVELS_MAX);
-    else if ((shape->levels - 1) * (int64_t)shape->tile > picks)
-        snprintf(
-            reason, reason_size,
+        return fail(reason, "--levels %d is more than CUDA devices take: at most %d", shape->levels,
+                    LEVELS_MAX);
+    if ((shape->levels - 1) * (int64_t)shape->tile > picks)
+        return fail(
+            reason,
             "--topk-tile %d in each of --levels %d - 1 is more than this GPU's shared memory takes: at most "
             "%ld, or fewer levels",
             shape->tile, shape->levels, (long)(picks / (shape->levels - 1) / 2 * 2));
-    else
-        return true;
-    return false;
+    return true;
 }
 
 static void check_supported(const LighthouseShape *shape, const Stream *stream) {
-    char reason[256];
-    if (!lighthouse_supported(shape, reason, sizeof(reason), stream)) fatal("%s", reason);
+    Reason reason;
+    if (!lighthouse_supported(shape, &reason, stream)) fatal("%s", reason.text);
 }
 
 static void lighthouse_select(int32_t *positions, const void *scores, const LighthouseShape *shape,

@@ -1,0 +1,24 @@
+#include "checkpoint/training_state.h"
+
+int64_t training_state_part(const TrainingState *state, int bucket) {
+    return state->sharded ? state->table->buckets[bucket].offset / state->table->ranks
+                          : bucket_part(state->table, bucket, state->communicator->rank).first;
+}
+
+HeldRange training_state_held(const TrainingState *state, int bucket) {
+    const ParameterBucket *b = &state->table->buckets[bucket];
+    if (!state->sharded) return (HeldRange){{b->flat_offset, b->flat_count}, b->offset};
+    return (HeldRange){bucket_part_flat(state->table, bucket, state->communicator->rank),
+                       training_state_part(state, bucket)};
+}
+
+void training_state_zero(const TrainingState *state) {
+    Device *device = state->device;
+    const ParameterTable *table = state->table;
+    const StorageType storage = device->ops->storage;
+    const int64_t held = state->sharded ? table->elements / table->ranks : table->elements;
+    device->zero(device, state->weights, (size_t)table->elements * storage_size(storage));
+    for (int i = 0; i < state->optimizer.count; i++)
+        device->zero(device, state->optimizer.list[i].memory,
+                     (size_t)held * storage_size(accumulator_type(storage)));
+}
