@@ -74,8 +74,9 @@ train_lighthouse test_lighthouse: %: $(BUILD)/% FORCE
 $(BUILD)/train_lighthouse: $(BUILD)/train_lighthouse.o $(LIBRARY)
 	$(LINK) -o $@ $^ $(LIBS)
 
+# The self-test takes calls of exit, so that a fatal error ends one test (dev/test/test.c).
 $(BUILD)/test_lighthouse: $(BUILD)/test_lighthouse.o $(TESTS:%.c=$(BUILD)/%.o) $(LIBRARY)
-	$(LINK) -o $@ $^ $(LIBS)
+	$(LINK) -Wl,--wrap=exit -o $@ $^ $(LIBS)
 
 # Each file of dev/evaluate and dev/bench is a program; the benchmarks measure CUDA devices.
 TOOLS := $(patsubst %.c,$(BUILD)/%,$(wildcard dev/evaluate/*.c))

@@ -57,8 +57,7 @@ static void steps_match_pytorch(void *unused) {
     (void)unused;
     SafetensorsFile file;
     char error[256];
-    if (!safetensors_open(&file, "dev/reference/fixtures/dense_step.safetensors", error, sizeof(error)))
-        fatal("%s", error);
+    if (!safetensors_open(&file, fixture("dense_step.safetensors"), error, sizeof(error))) fatal("%s", error);
     const ModelConfig config = {
         (int64_t)fixture_number(&file, "config.vocab_size"), (int64_t)fixture_number(&file, "config.dim"),
         (int64_t)fixture_number(&file, "config.layers"),     (int64_t)fixture_number(&file, "config.heads"),
