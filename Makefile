@@ -36,14 +36,14 @@ else
 override MPI_CFLAGS :=
 override MPI_LIBS :=
 endif
-INCLUDES = -Illmc $(filter -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(filter -I%,$(MPI_CFLAGS))
+INCLUDES = -Illmc -I. $(filter -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(filter -I%,$(MPI_CFLAGS))
 LIBS = $(filter-out -I%,$(OPENBLAS_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)) $(MPI_LIBS) -lm -lpthread
 # No contraction and no fast-math: the plain C is the oracle, and its results may not depend on the optimizer. Nobody
 # looks at errno or at trapped exceptions after arithmetic, and without them square roots become vector code.
 override CFLAGS += -std=gnu11 $(OPTIMIZE) -g -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math $(WARNINGS) $(DEFINES) -MMD -MP
 
 SHARED := $(wildcard llmc/*/*.c)
-TESTS := $(wildcard dev/test/*.c)
+TESTS := $(filter-out dev/test/fuzz/% dev/test/preload/%,$(wildcard dev/test/*.c dev/test/*/*.c))
 CPU_OPS := $(wildcard llmc/device/cpu/ops*.c)
 CPU_ONCE := $(filter-out $(CPU_OPS),$(wildcard llmc/device/cpu/*.c))
 
