@@ -84,7 +84,8 @@ FLAGS_nvcc = $(NVCC) $(NVCCFLAGS) $(INCLUDES)
 FLAGS_link = $(LINK) $(LIBS)
 FLAGS_libraries = $(CC) $(INCLUDES) $(LIBS) $(NVCC) $(CUDA_FLAGS) $(CUDNN_FRONTEND)
 FLAGS_fuzz = $(FUZZ_CC) $(FUZZ_FLAGS) $(CJSON_FLAGS) $(XXHASH_FLAGS)
-FLAG_FILES := $(addprefix $(BUILD)/flags/,cc cxx nvcc link libraries) build/flags/fuzz
+FLAGS_lint = $(CC) $(LINT_FLAGS)
+FLAG_FILES := $(addprefix $(BUILD)/flags/,cc cxx nvcc link libraries) build/flags/fuzz build/flags/lint
 
 $(FLAG_FILES): export FLAGS = $(FLAGS_$(@F))
 $(FLAG_FILES): FORCE
@@ -247,6 +248,66 @@ $(FUZZ_CHECKS): fuzz-check-%: build/fuzz/%
 	  build/fuzz/corpus/$* > $<.log 2>&1 || { tail -n 40 $<.log; exit 1; }
 	@echo "fuzz $*: $$(sed -n 's/^stat::number_of_executed_units: *//p' $<.log) inputs read or refused"
 
+# --- lint -------------------------------------------------------------------------------------------------------------
+
+##   lint              formatting, wide warnings, scripts, Python, includes against the order of the wings, sizes
+CLANG_FORMAT ?= .deps/lint/clang_format/data/bin/clang-format
+RUFF ?= .deps/lint/bin/ruff
+SHELLCHECK ?= shellcheck
+C_FILES = $(shell find llmc dev *.cu -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+PYTHON_FILES = $(shell find dev scripts -name '*.py')
+SHELL_FILES = $(shell find dev scripts .ci -name '*.sh' -o -path .ci/run)
+# Left out: -Wfloat-equal and -Wdouble-promotion (comparisons with 0 are exact, NAN and INFINITY are floats, sums of floats
+# are meant to be double), -Wcast-qual (a view of memory is const for some and written by others).
+LINT_FLAGS = -std=gnu11 -O1 -fopenmp $(WARNINGS) -Wconversion -Wsign-conversion -Wshadow -Wstrict-prototypes \
+  -Wmissing-prototypes -Wmissing-declarations -Wold-style-definition -Wredundant-decls -Wnested-externs -Wundef -Wformat=2 \
+  -Wnull-dereference -Wduplicated-branches -Wduplicated-cond -Wlogical-op -Wpointer-arith -Wvla -Walloca -Wunused-macros \
+  -D_GNU_SOURCE $(INCLUDES)
+LINT_OBJECTS = $(patsubst %,build/lint/%.o,$(filter %.c,$(C_FILES)) $(wildcard *.cu))
+LINTS := $(addprefix build/lint/,format python scripts includes sizes)
+
+lint:
+	@$(MAKE_HERE) -k --output-sync lint-all
+lint-all: $(LINTS) $(LINT_OBJECTS)
+	@:
+
+# need: program, name
+need = command -v $(1) > /dev/null || \
+  { echo "error: $(2) was not found ($(1)); install it: scripts/setup.sh --develop" >&2; exit 1; }
+
+$(LINTS): | build/lint/
+build/lint/:
+	@mkdir -p $@
+
+build/lint/format: $(C_FILES) .clang-format
+	@$(call need,$(CLANG_FORMAT),clang-format)
+	@$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
+	@touch $@
+
+build/lint/python: $(PYTHON_FILES) dev/ruff.toml
+	@$(call need,$(RUFF),ruff)
+	@$(RUFF) check --quiet --no-cache --config dev/ruff.toml dev scripts
+	@touch $@
+
+build/lint/scripts: $(SHELL_FILES) $(wildcard scripts/.shellcheckrc)
+	@$(call need,$(SHELLCHECK),shellcheck)
+	@$(SHELLCHECK) $(SHELL_FILES)
+	@touch $@
+
+build/lint/includes build/lint/sizes: build/lint/%: dev/lint/%.py $(C_FILES)
+	@python3 $<
+	@touch $@
+
+build/lint/%.o: % build/flags/lint
+	@mkdir -p $(@D)
+	@$(foreach storage,$(if $(filter $<,$(CPU_OPS)),64 32 16,none),\
+	  $(CC) $(LINT_FLAGS) $(if $(filter none,$(storage)),,-DSTORAGE=$(storage)) -MMD -MP -MT $@ -MF $@.d -x c -c -o $@ $< &&) true
+
+##   format            formats all C and CUDA as .clang-format says
+format:
+	@$(call need,$(CLANG_FORMAT),clang-format)
+	@$(CLANG_FORMAT) -i $(C_FILES)
+
 ##   clean             removes all that was built
 clean:
 	rm -rf build train_lighthouse test_lighthouse
@@ -256,8 +317,8 @@ help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 FORCE:
-.PHONY: all tools test sanitize fuzz fuzz-check $(FUZZ_CHECKS) clean help FORCE
+.PHONY: all tools test sanitize fuzz fuzz-check $(FUZZ_CHECKS) lint lint-all format clean help FORCE
 .SECONDARY:
 .DEFAULT_GOAL := all
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD) build/lint -name '*.d' 2>/dev/null)
