@@ -29,19 +29,10 @@ static void test_ranks(const Communicator *communicator, bool cuda) {
     }
 }
 
-// Without arguments everything; with "cpu" or "cuda" only the tests of that device's operations and steps,
-// and with words after it only those of them whose name contains one.
-int main(int argc, char **argv) {
-    const char *only = argc > 1 ? argv[1] : "";
-    if (argc > 2) test_only(argc - 2, argv + 2);
-    Communicator communicator = communicator_create(&argc, &argv);
-    if (communicator.size > 1) {
-        test_ranks(&communicator, !strcmp(only, "cuda"));
-        const int status = test_summary();
-        communicator_destroy(&communicator);
-        return status;
-    }
-    if (!only[0]) {
+// Where these tests run: all of them, or those of one kind of device.
+static void test_alone(bool cpu, bool cuda) {
+    if (cpu && cuda) {
+        test_harness();
         test_common();
         test_reason();
         test_options();
@@ -55,16 +46,33 @@ int main(int argc, char **argv) {
         test_saver();
         test_optimizer_file();
     }
-    if (strcmp(only, "cuda") != 0) {
+    if (cpu) {
         test_device(cpu_device_create(STORAGE_FLOAT32));
         test_device(cpu_device_create(STORAGE_BFLOAT16));
     }
-    if (strcmp(only, "cpu") != 0) {
-        if (cuda_device_count() > 0)
-            test_device(cuda_device_create(0));
-        else
-            printf("--- no CUDA device: its operations are not tested here\n");
-    }
+    if (cuda && cuda_device_count() > 0)
+        test_device(cuda_device_create(0));
+    else if (cuda && !cpu)
+        fatal("cuda: there is no CUDA device");
+    else if (cuda)
+        printf("--- no CUDA device: its operations are not tested here\n");
+}
+
+// ./test_lighthouse [cpu|cuda] [WORD...]
+//
+// Without arguments all tests; with "cpu" or "cuda" only those of that device's operations and steps; with
+// words only those whose name contains one.
+int main(int argc, char **argv) {
+    const bool only_cpu = argc > 1 && !strcmp(argv[1], "cpu"),
+               only_cuda = argc > 1 && !strcmp(argv[1], "cuda");
+    const int first_word = only_cpu || only_cuda ? 2 : 1;
+    if (argc > first_word) test_only(argc - first_word, argv + first_word);
+    Communicator communicator = communicator_create(&argc, &argv);
+    if (communicator.size > 1)
+        test_ranks(&communicator, only_cuda);
+    else
+        test_alone(!only_cuda, !only_cpu);
+    const int status = test_summary();
     communicator_destroy(&communicator);
-    return test_summary();
+    return status;
 }

@@ -3,7 +3,7 @@
 
     dev/test/soak_kill.py [--kills N] [--seed N]
 
-A longer form of a test in end_to_end.py, whose program and device it uses. Ends with one line.
+A longer form of a test in end_to_end/resume.py, whose program and device it uses. Ends with one line.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 
-import end_to_end
+from end_to_end import harness, resume
 
 
 def main():
@@ -28,12 +28,12 @@ def main():
     with tempfile.TemporaryDirectory(prefix="soak_kill.") as directory:
         os.chdir(directory)
         try:
-            end_to_end.check_kills(arguments.kills, arguments.seed, progress)
-        except end_to_end.Failure as failure:
+            resume.check_kills(arguments.kills, arguments.seed, progress)
+        except harness.Failure as failure:
             print(f"FAIL with --seed {arguments.seed}: {failure}")
             return 1
         finally:
-            os.chdir(end_to_end.ROOT)
+            os.chdir(harness.ROOT)
     print(f"{arguments.kills} kills, always a good checkpoint (--seed {arguments.seed})")
     return 0
 

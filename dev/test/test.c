@@ -2,21 +2,34 @@
 
 #include "base/random.h"
 
+#include <limits.h>
 #include <math.h>
 #include <omp.h>
+#include <pthread.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+enum { MOST_WORDS = 32 };
+
 static int passed, failed, failed_checks;
 static uint64_t random_counter;
 static const Communicator *together;
 static int only_count;
 static char **only_words;
+static bool word_was_found[MOST_WORDS];
+
+// The test that runs, and where; NULL between tests.
+static const char *running;
+static pid_t running_process;
+static pthread_t running_thread;
+static jmp_buf end_of_test;
 
 void test_only(int count, char **words) {
+    if (count > MOST_WORDS) fatal("%d words: at most %d can be given", count, MOST_WORDS);
     only_count = count;
     only_words = words;
 }
@@ -26,17 +39,15 @@ void test_together(const Communicator *communicator) {
 }
 
 static bool is_wanted(const char *name) {
-    for (int i = 0; i < only_count; i++)
-        if (strstr(name, only_words[i])) return true;
-    return only_count == 0;
+    bool wanted = only_count == 0;
+    for (int i = 0; i < only_count; i++) {
+        if (!strstr(name, only_words[i])) continue;
+        wanted = word_was_found[i] = true;
+    }
+    return wanted;
 }
 
-void test_run(const char *name, void (*test)(void *argument), void *argument) {
-    if (!is_wanted(name)) return;
-    failed_checks = 0;
-    test(argument);
-    bool good = failed_checks == 0;
-    if (together) good = communicator_all(together, good, name);
+static void count_test(const char *name, bool good) {
     if (good) {
         passed++;
     } else {
@@ -44,6 +55,45 @@ void test_run(const char *name, void (*test)(void *argument), void *argument) {
     }
     printf("%s %s\n", good ? "ok  " : "FAIL", name);
     fflush(stdout);
+}
+
+// The linker hands all calls of exit to this one (--wrap): fatal's end the test that runs and no more. There
+// is no way back to it from a forked child, from another thread, or from a team of OpenMP threads, and other
+// ranks would wait for this one for ever: then the process ends.
+NORETURN void __real_exit(int code);
+NORETURN void __wrap_exit(int code);
+
+void __wrap_exit(int code) {
+    const bool has_way_back = running && running_process == getpid() && !together && !omp_in_parallel() &&
+                              pthread_equal(running_thread, pthread_self());
+    if (has_way_back) longjmp(end_of_test, 1);
+    __real_exit(code);
+}
+
+// Of a process that ends while a test runs.
+static void sum_up_at_exit(void) {
+    if (!running || running_process != getpid()) return;
+    count_test(running, false);
+    test_summary();
+}
+
+void test_run(const char *name, void (*test)(void *argument), void *argument) {
+    static bool is_first = true;
+    if (!is_wanted(name)) return;
+    if (is_first) atexit(sum_up_at_exit);
+    is_first = false;
+    failed_checks = 0;
+    running_process = getpid();
+    running_thread = pthread_self();
+    running = name;
+    if (setjmp(end_of_test) == 0)
+        test(argument);
+    else
+        check(false, "a fatal error ended the test");
+    running = NULL;
+    bool good = failed_checks == 0;
+    if (together) good = communicator_all(together, good, name);
+    count_test(name, good);
 }
 
 static void print_failure(const char *format, va_list arguments) {
@@ -133,6 +183,19 @@ const char *test_directory(void) {
     return path;
 }
 
+const char *fixture(const char *name) {
+    static char path[PATH_MAX];
+    char directory[PATH_MAX] = "";
+    if (readlink("/proc/self/exe", directory, sizeof(directory) - 1) < 0)
+        fatal("cannot tell where this program is");
+    for (char *slash; (slash = strrchr(directory, '/'));) {
+        *slash = 0;
+        const int length = snprintf(path, sizeof(path), "%s/dev/reference/fixtures/%s", directory, name);
+        if (length < (int)sizeof(path) && access(path, R_OK) == 0) return path;
+    }
+    fatal("dev/reference/fixtures/%s was not found above this program", name);
+}
+
 static uint64_t test_seed(void) {
     static uint64_t seed;
     if (seed == 0) seed = getenv("TEST_SEED") ? strtoull(getenv("TEST_SEED"), NULL, 10) : 1;
@@ -164,6 +227,11 @@ double *download(Device *device, const void *memory, StorageType type, size_t co
 }
 
 int test_summary(void) {
+    for (int i = 0; i < only_count; i++) {
+        if (word_was_found[i]) continue;
+        printf("FAIL no test here has a name with \"%s\"\n", only_words[i]);
+        failed++;
+    }
     printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 ? 0 : 1;
 }

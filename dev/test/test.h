@@ -7,14 +7,16 @@
 extern "C" {
 #endif
 
-// From here on only tests whose name contains one of these words run; with a count of 0 all do.
+// From here on only tests whose name contains one of these words run; with a count of 0 all do. A word that
+// is in the name of none is a failure in the summary.
 void test_only(int count, char **words);
 
 // From here on all ranks run the tests together: one passes if it does on all of them, and rank 0 prints how
 // they went.
 void test_together(const Communicator *communicator);
 
-// Runs one test; it passes if none of its checks failed. `argument` is handed on.
+// Runs one test; it passes if none of its checks failed. `argument` is handed on. A fatal error in it is its
+// failure, and the next test runs; what it had allocated stays.
 void test_run(const char *name, void (*test)(void *argument), void *argument);
 
 // One check of the running test: prints the message if it does not hold.
@@ -30,6 +32,10 @@ void check_dies(void (*action)(void *argument), void *argument, const char *mess
 // A fresh empty directory, removed with all it holds when the tests end.
 const char *test_directory(void);
 
+// The path of a file of dev/reference/fixtures, until the next call: found from where the program is, in
+// whatever directory it was started.
+const char *fixture(const char *name);
+
 // Standard normal random numbers, other ones at every call (of one fixed sequence, or of the sequence that
 // the environment variable TEST_SEED names).
 void random_fill(double *out, size_t count);
@@ -43,6 +49,7 @@ double *download(Device *device, const void *memory, StorageType type, size_t co
 int test_summary(void);
 
 // The groups. `device` is the device under test: its results are compared with the plain C operations.
+void test_harness(void);
 void test_common(void);
 void test_reason(void);
 void test_data(void);

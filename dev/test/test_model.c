@@ -69,8 +69,7 @@ static void steps_match_pytorch(void *unused) {
     (void)unused;
     SafetensorsFile file;
     Reason reason;
-    if (!safetensors_open(&file, "dev/reference/fixtures/dense_step.safetensors", &reason))
-        fatal("%s", reason.text);
+    if (!safetensors_open(&file, fixture("dense_step.safetensors"), &reason)) fatal("%s", reason.text);
     const ModelConfig config = {
         (int64_t)fixture_number(&file, "config.vocab_size"), (int64_t)fixture_number(&file, "config.dim"),
         (int64_t)fixture_number(&file, "config.layers"),     (int64_t)fixture_number(&file, "config.heads"),

@@ -1,4 +1,5 @@
-// What the fuzz targets share. Each is a program that libFuzzer feeds with inputs (make fuzz):
+// What the fuzz targets share. Each is a program that libFuzzer feeds with inputs (make fuzz; make fuzz-check
+// runs all for half a minute):
 //
 //   build/fuzz/TARGET -close_fd_mask=3 -max_total_time=600 build/fuzz/corpus/TARGET
 //

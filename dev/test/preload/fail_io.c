@@ -8,7 +8,6 @@
 //                        "full": a write takes half, and from then on whatever needs space fails with ENOSPC
 //   FAIL_IO_FOR=COUNT    so many calls fail; 0: all from the first on
 //   FAIL_IO_RANK=RANK    only of this process of several that mpirun started
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,0 +1,211 @@
+"""Launchers, and runs that are kept going."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+from .harness import (
+    PROGRAM, ROOT, SHAPE, Running, check, check_equal, check_refused, check_same_checkpoint, checkpoint, command_line,
+    finish, make_shards, read_file, read_metrics, script, steps_kept, test, to_flags, train, wait_until, write_file,
+    write_script,
+)
+from .processes import PARALLEL, check_close_losses, make_noise
+
+
+def check_goes_on_as_one(go_on):
+    """A run that stopped has its last step as checkpoint, and goes on from there as one process would have."""
+    stopped = read_metrics()[-1]["step"]
+    check_equal("checkpoints", steps_kept(), [stopped])
+    go_on(stopped + 2)
+    train(out="one", steps=stopped + 2, **PARALLEL)
+    check_close_losses("out", "one")
+
+
+@test
+def one_command_trains_on_all_devices_of_a_machine():
+    make_noise()
+    train(out="one", **PARALLEL)
+    options = to_flags(PARALLEL | SHAPE | {"steps": 4, "warmup_steps": 3})
+    said = finish(script("mpirun_one_node.sh", "-n", "2", *options, "--cp", "2", "--out", "two")).stdout
+    check("processes: 2, 2 for each sequence" in said, said)
+    check_close_losses("two", "one")
+    check_refused(script("mpirun_one_node.sh", "-n", "none"), "-n none")
+    finish(script("mpirun_one_node.sh", "--help"))
+
+
+@test
+def the_1m_recipe_trains_on_the_hosts_of_a_file():
+    make_noise()
+    # As it stands, it asks for what was published.
+    environment = os.environ | {"LAUNCHER": "echo", "OUT": os.path.abspath("out")}
+    recipe = script("530m_1m_four_nodes.sh")
+    said = subprocess.run(recipe, env=environment, capture_output=True, text=True, check=True).stdout
+    for words in ("--seq-len 1048576", "--levels 4 --pool 4 --topk 4096 --dense-layers none", "--cp 8 --zero 1"):
+        check(words in said, f"{words} expected: {said}")
+    # Smaller, on two processes of this host, which go on where they were.
+    write_file("hosts", b"# all of them\nlocalhost slots=2 # two\n")
+    environment |= {"LAUNCHER": "", "HOSTS": os.path.abspath("hosts"), "VAL_DATA": "",
+                    "DATA": os.path.abspath("noise_train.bin")}
+    options = to_flags({**SHAPE, **PARALLEL, "cp": 2, "warmup_steps": 3, "train_data": environment["DATA"]})
+    for steps in ("2", "4"):
+        done = subprocess.run([*recipe, *options, "--steps", steps], env=environment, capture_output=True, text=True)
+        check_equal(f"exit code; {done.stderr}", done.returncode, 0)
+    train(out="one", **PARALLEL)
+    check_close_losses("out", "one")
+    for hosts, words in ((b"", ["no host"]), (b"localhost\n", ["localhost", "slots=8"]),
+                         (b"a slots=2\nb slots=none\n", ["b slots=none", "slots=8"])):
+        write_file("hosts", hosts)
+        check_refused(script("mpirun_hosts.sh", "hosts"), "hosts", *words)
+    check_refused(script("mpirun_hosts.sh", "missing"), "missing", "slots=8")
+
+
+@test
+def a_crashed_run_is_started_again():
+    make_shards()
+    options = {"steps": 60, "save_every": 3, "seq_len": 16}
+    train(out="whole", **options)
+    # The first try is killed once it has a checkpoint, the second before it does anything.
+    write_script("crashing", f"""#!/bin/sh
+echo try >> tries
+case $(wc -l < tries) in
+    1) '{PROGRAM}' "$@" & while [ ! -f out/latest ]; do sleep 0.01; done; kill -9 $!; wait $!;;
+    2) kill -9 $$;;
+    *) exec '{PROGRAM}' "$@";;
+esac
+""")
+    done = finish(script("run_resilient.sh", "--wait", "0", "--out", "out", "./crashing", *command_line(**options)[1:]))
+    check_same_checkpoint(checkpoint(60), checkpoint(60, "whole"))
+    check_equal("losses", [m["loss"] for m in read_metrics()], [m["loss"] for m in read_metrics("whole")])
+    starts = [" ".join(line.split()[:4]) for line in done.stderr.splitlines() if " starts " in line]
+    check_equal("tries", starts, [f"run_resilient: try {number} starts" for number in (1, 2, 3)])
+
+
+@test
+def a_run_that_is_kept_going_saves_when_it_is_asked_to_stop():
+    def command(steps):
+        return script("run_resilient.sh", "--out", "out", *script("mpirun_one_node.sh", "-n", "2"),
+                      *command_line(**PARALLEL, cp=2, steps=steps)[1:])
+
+    make_noise()
+    with Running(command(100000)) as run:
+        wait_until(lambda: "step 2/" in run.said()[0], "the second step")
+        run.send(signal.SIGTERM)
+        code = run.wait()
+        check_equal(f"exit code; {run.said()}", code, 75)
+    check_goes_on_as_one(lambda steps: finish(command(steps)))
+
+
+# A try takes its line of the file `plan`: the step of its checkpoint (or -) and its exit code, or "asked" for one that runs
+# until it is asked to stop.
+FAKE_TRAINER = """#!/bin/bash
+echo "$*" >> calls
+read -r step code <<< "$(sed -n "$(wc -l < calls)p" plan)"
+mkdir -p out
+if [ "$step" != - ]; then printf 'step_%08d\n' "$step" > out/latest; fi
+if [ "$code" = asked ]; then
+    trap 'echo step_00000009 > out/latest; exit 75' USR1
+    touch running
+    while :; do sleep 0.02; done
+fi
+exit "$code"
+"""
+
+
+def resilient(*plan, wait="0", failures="2"):
+    """Keeps a fake trainer going, whose tries end as planned."""
+    write_script("trainer", FAKE_TRAINER)
+    write_file("plan", "".join(line + "\n" for line in plan).encode())
+    for path in ("calls", "running", "out/latest"):
+        if os.path.exists(path):
+            os.remove(path)
+    return script("run_resilient.sh", "--max-failures", failures, "--wait", wait, "--out", "out", "./trainer", "--a", "b")
+
+
+def check_calls(tries):
+    """The first try is a new run, the others resume."""
+    calls = read_file("calls").decode().splitlines()
+    place = f"--a b --out {os.path.abspath('out')}"
+    check_equal("calls", calls, [place, *[f"{place} --resume latest"] * (tries - 1)])
+
+
+@test
+def a_run_without_progress_is_given_up():
+    # Progress and preemptions count as no failure.
+    said = finish(resilient("2 1", "2 139", "4 1", "4 1", "4 75", "4 75", "6 1", "6 1", "8 0")).stderr.splitlines()
+    check_calls(9)
+    check_equal("events", said[:4], [
+        "run_resilient: try 1 starts anew",
+        "run_resilient: try 1 ended with exit code 1, the newest checkpoint has step 2: again in 0 seconds",
+        "run_resilient: try 2 starts from step 2",
+        "run_resilient: try 2 ended with exit code 139, the newest checkpoint has step 2: again in 0 seconds"])
+    check_equal("lines", (len(said), said[-1]), (18, "run_resilient: done"))
+    done = subprocess.run(resilient("2 1", "2 1", "2 3", "2 0"), capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 3)
+    check_calls(3)
+    check("given up" in done.stderr.splitlines()[-1] and "step 2" in done.stderr, done.stderr)
+    done = subprocess.run(resilient("- 1", "- 1", "- 0"), capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 1)
+    check("--resume" not in read_file("calls").decode(), "it resumes without a checkpoint")
+    for arguments, words in ((["--out", "out"], ["command"]), (["./trainer"], ["--out"]), (["--outt", "out"], ["--outt"]),
+                             (["--out", "out", "./nothing"], ["./nothing"]),
+                             (["--wait", "soon", "--out", "out", "./trainer"], ["--wait soon"]),
+                             (["--max-failures", "0", "--out", "out", "./trainer"], ["--max-failures 0"])):
+        check_refused(script("run_resilient.sh", *arguments), *words)
+
+
+@test
+def a_signal_stops_a_run_that_is_kept_going():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        with Running(resilient("2 1", "4 asked", "6 0")) as run:
+            wait_until(lambda: os.path.exists("running"), "the second try")
+            run.send(number)
+            code = run.wait()
+            check_equal(f"exit code after {number.name}; {run.said()[1]}", code, 75)
+            check(number.name in run.said()[1], f"{number.name} is not named: {run.said()[1]}")
+        check_equal("latest", read_file("out/latest"), b"step_00000009\n")
+        check_calls(2)
+    with Running(resilient("2 1", "4 0", wait="600")) as run:
+        wait_until(lambda: "again in 600 seconds" in run.said()[1], "the wait between tries")
+        run.send(signal.SIGTERM)
+        code = run.wait()
+        check_equal(f"exit code; {run.said()[1]}", code, 75)
+    check_calls(1)
+
+
+@test
+def a_slurm_job_goes_on_where_it_was():
+    make_noise()
+    # srun runs its command once, and ends with the exit code in the file `code` if that ended well.
+    here = os.getcwd()
+    write_script("bin/srun", f"""#!/bin/sh
+echo "$*" >> '{here}/srun_calls'
+while [ "$1" != ./train_lighthouse ]; do shift; done
+"$@" && exit "$(cat '{here}/code')"
+""")
+    write_script("bin/scontrol", f"#!/bin/sh\necho \"$*\" >> '{here}/scontrol_calls'\n")
+    environment = os.environ | {
+        "PATH": f"{here}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": ROOT, "OUT": f"{here}/out",
+        "SLURM_CPUS_PER_TASK": "2", "DATA": f"{here}/noise_train.bin", "VAL_DATA": ""}
+
+    def run(code, *arguments):
+        write_file("code", str(code).encode())
+        done = subprocess.run(script("slurm.sh", *arguments), env=environment, capture_output=True, text=True)
+        check_equal(f"exit code; {done.stderr}", done.returncode, code)
+
+    options = to_flags({**SHAPE, **PARALLEL, "save_every": 1, "train_data": environment["DATA"]})
+    run(75, *options, "--steps", "2")
+    check_equal("requeued", read_file("scontrol_calls"), b"requeue 7\n")
+    run(1, *options, "--steps", "3")
+    run(0, *options, "--steps", "4")
+    check_equal("steps", [entry["step"] for entry in read_metrics()], [1, 2, 3, 4])
+    check_equal("tries that resume", [b"--resume latest" in call for call in read_file("srun_calls").splitlines()],
+                [False, True, True])
+    shutil.rmtree("out")
+    recipe = [os.path.join(ROOT, "scripts", "530m_98k_two_stage.sh"), "2", "4", *options]
+    run(75, *recipe)
+    run(0, *recipe)
+    check_equal("stages", [entry["selection"] for entry in read_metrics()], ["on"] * 2 + ["off"] * 2)
+    check_equal("requeued", read_file("scontrol_calls"), b"requeue 7\n" * 2)
+    del environment["SLURM_JOB_ID"]
+    check_refused(script("slurm.sh", "--steps", "3"), "sbatch")
