@@ -96,7 +96,7 @@ static void exchange(Collectives *collectives, GroupKind group, const Message *s
         const Message *m = send ? &sends[i] : &receives[i - send_count];
         for (size_t done = 0; done < m->bytes; done += PIECE_BYTES) {
             char *piece = (char *)m->memory + done;
-            const int bytes = (int)(m->bytes - done < PIECE_BYTES ? m->bytes - done : PIECE_BYTES);
+            const int bytes = (int)min_size(m->bytes - done, PIECE_BYTES);
             MPI_Request *request = new_request(self, what);
             if (send)
                 MPI_Isend(piece, bytes, MPI_BYTE, m->peer, tag, handle, request);

@@ -37,7 +37,7 @@ static void logsumexp_copy(float *to, const float *from, bool gather, const Atte
 
 // Where cuDNN's own workspace ends and the copy of the log-sum-exp begins.
 static size_t cudnn_workspace(const AttentionShape *shape, bool backward, Stream *stream) {
-    return (cudnn_attention_workspace(stream->attention, shape, backward) + 255) / 256 * 256;
+    return (size_t)round_up((int64_t)cudnn_attention_workspace(stream->attention, shape, backward), 256);
 }
 
 static size_t attention_workspace(const AttentionShape *shape, bool backward, Stream *stream) {

@@ -128,7 +128,7 @@ static void cross_entropy(void *losses, void *logits, const int32_t *targets, in
     OpScope scope(stream, "cross_entropy", (double)rows * ((gradient ? 4.0 : 2.0) * (double)vocab + 8));
     if (rows == 0) return;
     const int64_t vectors = divide_up(vocab, WIDTH);
-    const int64_t threads = min_i64(divide_up(vectors, WARP) * WARP, ENTROPY_THREADS);
+    const int64_t threads = min_i64(round_up(vectors, WARP), ENTROPY_THREADS);
     if (!gradient) {
         cross_entropy_kernel<false><<<(unsigned)rows, (unsigned)threads, 0, stream->cuda>>>(
             (float *)losses, (bf16 *)logits, targets, vocab, 0, 0);

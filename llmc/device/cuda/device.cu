@@ -85,16 +85,16 @@ static void cuda_release(Device *, void *memory) {
 // One core cannot copy as fast as the bus can carry.
 static void copy_parallel(void *to, const void *from, size_t bytes) {
     const size_t piece = (size_t)1 << 20;
-    const int64_t pieces = (int64_t)((bytes + piece - 1) / piece);
+    const int64_t pieces = divide_up((int64_t)bytes, (int64_t)piece);
 #pragma omp parallel for schedule(static) if (pieces > 1)
     for (int64_t i = 0; i < pieces; i++) {
         const size_t start = (size_t)i * piece;
-        memcpy((char *)to + start, (const char *)from + start, bytes - start < piece ? bytes - start : piece);
+        memcpy((char *)to + start, (const char *)from + start, min_size(piece, bytes - start));
     }
 }
 
 static size_t staged_bytes(size_t offset, size_t bytes) {
-    return bytes - offset < STAGING_BYTES ? bytes - offset : STAGING_BYTES;
+    return min_size(bytes - offset, STAGING_BYTES);
 }
 
 static void cuda_upload(Device *device, void *device_memory, const void *host_memory, size_t bytes) {
