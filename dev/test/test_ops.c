@@ -918,7 +918,7 @@ static void describe_lighthouse_pool_scores(Case *c) {
 }
 
 RUN(lighthouse_pool_scores) {
-    ops->lighthouse.pool_scores(at[0], &c->lighthouse, stream);
+    ops->selection.pool_scores(at[0], &c->lighthouse, stream);
 }
 
 static void formula_lighthouse_pool_scores(const Case *c, double **v) {
@@ -940,7 +940,7 @@ static void describe_lighthouse_select(Case *c) {
 }
 
 RUN(lighthouse_select) {
-    ops->lighthouse.select(at[0], at[1], &c->lighthouse, stream);
+    ops->selection.select(at[0], at[1], &c->lighthouse, stream);
 }
 
 // Of the entries [first, end) of a level with this mark, those that fewer than `wanted` others surpass get
@@ -1044,7 +1044,7 @@ RUN(lighthouse_gather) {
     if (s->variant == GATHER_TURNED)
         ops->rope.rotate(at[1], NULL, 0, at[3], s->batch, s->rows, s->heads + 2 * s->kv_heads,
                          s->heads + s->kv_heads, s->head_dim, false, stream);
-    ops->lighthouse.gather(at[0], at[1], at[2], &c->lighthouse, stream);
+    ops->gather.forward(at[0], at[1], at[2], &c->lighthouse, stream);
 }
 
 static void formula_lighthouse_gather(const Case *c, double **v) {
@@ -1079,8 +1079,8 @@ static void describe_lighthouse_gather_backward(Case *c) {
 }
 
 RUN(lighthouse_gather_backward) {
-    ops->lighthouse.gather_backward(at[0], at[1], at[2], c->sizes.variant == GATHER_TURNED ? at[3] : NULL,
-                                    &c->lighthouse, stream);
+    ops->gather.backward(at[0], at[1], at[2], c->sizes.variant == GATHER_TURNED ? at[3] : NULL,
+                         &c->lighthouse, stream);
 }
 
 // Of a sequence in pieces, variants: the pieces before give something, and those after hand something back,
@@ -1108,8 +1108,8 @@ static void describe_lighthouse_scatter(Case *c) {
 }
 
 RUN(lighthouse_scatter) {
-    ops->lighthouse.scatter(at[0], at[1], has_halo(c) ? at[4] : NULL, at[2], &c->lighthouse, stream);
-    if (has_halo(c)) ops->lighthouse.halo(at[3], at[1], at[2], &c->lighthouse, stream);
+    ops->scatter.forward(at[0], at[1], has_halo(c) ? at[4] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->scatter.halo(at[3], at[1], at[2], &c->lighthouse, stream);
 }
 
 static double *halo_at(double *halo, int64_t piece, int64_t batch, int level, int64_t head,
@@ -1159,8 +1159,8 @@ static void describe_lighthouse_scatter_backward(Case *c) {
 }
 
 RUN(lighthouse_scatter_backward) {
-    ops->lighthouse.scatter_backward(at[0], at[1], has_halo(c) ? at[3] : NULL, at[2], &c->lighthouse, stream);
-    if (has_halo(c)) ops->lighthouse.halo_backward(at[4], at[1], &c->lighthouse, stream);
+    ops->scatter.backward(at[0], at[1], has_halo(c) ? at[3] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->scatter.halo_backward(at[4], at[1], &c->lighthouse, stream);
 }
 
 static void describe_swiglu_forward(Case *c) {

@@ -148,7 +148,7 @@ static void settle_lighthouse(Model *model) {
                                         ranks);
     char reason[512];
     Device *device = model->device;
-    if (!device->ops->lighthouse.supported(&model->lighthouse, reason, sizeof(reason), device->stream))
+    if (!device->ops->selection.supported(&model->lighthouse, reason, sizeof(reason), device->stream))
         fatal("%s (or train dense with --selection off)", reason);
     model->sub_attention = lighthouse_attention_plan(device, &model->lighthouse, s->deterministic,
                                                      s->attention_workspace_bound, s->collectives);
