@@ -44,8 +44,9 @@ override CFLAGS += -std=gnu11 $(OPTIMIZE) -g -fopenmp -ffp-contract=off -fno-mat
 
 SHARED := $(wildcard llmc/*/*.c)
 TESTS := $(wildcard dev/test/*.c)
-CPU_OPS := $(wildcard llmc/device/cpu/ops*.c)
-CPU_ONCE := $(filter-out $(CPU_OPS),$(wildcard llmc/device/cpu/*.c))
+CPU_ONCE := $(patsubst %,llmc/device/cpu/%.c,device collectives)
+# The CPU's operations, compiled for each storage type.
+CPU_OPS := $(filter-out $(CPU_ONCE),$(wildcard llmc/device/cpu/*.c))
 
 LIBRARY := $(SHARED:%.c=$(BUILD)/%.o) $(CPU_ONCE:%.c=$(BUILD)/%.o) \
   $(foreach storage,64 32 16,$(CPU_OPS:%.c=$(BUILD)/%.storage$(storage).o))

@@ -9,6 +9,12 @@
 #include <string.h>
 #include <unistd.h>
 
+typedef struct {
+    Device device; // first, so that a Device of this kind is also a CpuDevice
+    Stream stream;
+    Ops ops;
+} CpuDevice;
+
 // The text after "key<blanks>: " in a file of such lines under /proc, into `value`; false if there is none.
 static bool read_proc(const char *path, const char *key, char *value, size_t size) {
     FILE *file = fopen(path, "r");
@@ -74,26 +80,27 @@ static void cpu_synchronize(Device *device) {
 
 static void cpu_destroy(Device *device) {
     free(device->stream->scratch);
-    free(device->stream);
     free(device);
 }
 
-static const Ops *ops_of(StorageType storage) {
-    return storage == STORAGE_FLOAT64   ? &cpu_ops_float64
-           : storage == STORAGE_FLOAT32 ? &cpu_ops_float32
-                                        : &cpu_ops_bfloat16;
+static Ops ops_of(StorageType storage) {
+    return storage == STORAGE_FLOAT64   ? cpu_ops_float64()
+           : storage == STORAGE_FLOAT32 ? cpu_ops_float32()
+                                        : cpu_ops_bfloat16();
 }
 
 Device *cpu_device_create(StorageType storage) {
     openblas_set_num_threads(1); // the tiles of a product are what runs in parallel
-    Stream *stream = host_allocate(1, sizeof(*stream), "the CPU device");
+    CpuDevice *self = host_allocate(1, sizeof(*self), "the CPU device");
+    Stream *stream = &self->stream;
     stream->threads = omp_get_max_threads();
     stream->scratch =
         host_allocate((size_t)stream->threads * SCRATCH_ELEMENTS, storage_size(accumulator_type(storage)),
                       "the scratch of the CPU's threads");
-    Device *device = host_allocate(1, sizeof(*device), "the CPU device");
+    self->ops = ops_of(storage);
+    Device *device = &self->device;
     *device = (Device){.kind = "cpu",
-                       .ops = ops_of(storage),
+                       .ops = &self->ops,
                        .stream = stream,
                        .allocate = cpu_allocate,
                        .release = cpu_release,
