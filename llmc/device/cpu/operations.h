@@ -1,5 +1,4 @@
-// The groups of llmc/device/ops.h that the files here define, in the storage type that they are compiled for,
-// and all of them together.
+// The groups of llmc/device/ops.h that the files here define, in the storage type that they are compiled for.
 #pragma once
 #include "device/cpu/storage_types.h"
 

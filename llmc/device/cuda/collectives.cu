@@ -4,6 +4,7 @@
 #include "device/cuda/stream.cuh"
 
 #include <nccl.h>
+#include <nvtx3/nvToolsExt.h>
 #include <pthread.h>
 
 // One operation that was queued, until it has ended: what the watchdog looks at.

@@ -1,49 +1,11 @@
-// A CUDA GPU as a device: memory, transfers, the stream, and the table of operations.
+// A CUDA GPU as a device: memory, transfers, the stream, and the operations.
 #include "device/device.h"
-#include "device/cuda/adamw.cuh"
-#include "device/cuda/attention.cuh"
-#include "device/cuda/cross_entropy.cuh"
-#include "device/cuda/embedding.cuh"
-#include "device/cuda/lighthouse.cuh"
-#include "device/cuda/linear.cuh"
+#include "device/cuda/operations.cuh"
 #include "device/cuda/profile.h"
-#include "device/cuda/reduce.cuh"
-#include "device/cuda/rmsnorm.cuh"
-#include "device/cuda/rope.cuh"
-#include "device/cuda/select.cuh"
-#include "device/cuda/swiglu.cuh"
+#include "device/cuda/stream.cuh"
 
+#include <stdlib.h>
 #include <string.h>
-
-static const Ops cuda_ops = {
-    .storage = STORAGE_BFLOAT16,
-    .embedding = {.forward = embedding_forward, .backward = embedding_backward},
-    .rmsnorm = {.forward = rmsnorm_forward, .backward = rmsnorm_backward},
-    .linear = {.forward = linear_forward,
-               .backward_input = linear_backward_input,
-               .backward_weight = linear_backward_weight},
-    .rope = {.rotate = rope},
-    .attention = {.workspace = attention_workspace,
-                  .forward = attention_forward,
-                  .backward = attention_backward,
-                  .merge = attention_merge},
-    .selection = {.supported = lighthouse_supported,
-                  .pool_scores = lighthouse_pool_scores,
-                  .select = lighthouse_select},
-    .gather = {.forward = lighthouse_gather, .backward = lighthouse_gather_backward},
-    .scatter = {.forward = lighthouse_scatter,
-                .backward = lighthouse_scatter_backward,
-                .halo = lighthouse_halo,
-                .halo_backward = lighthouse_halo_backward},
-    .swiglu = {.forward = swiglu_forward, .backward = swiglu_backward},
-    .loss = {.cross_entropy = cross_entropy},
-    .reduce = {.sum = sum, .sum_of_squares = sum_of_squares},
-    .convert = {.accumulate_rows = accumulate_rows,
-                .copy_rows = copy_rows,
-                .round_rows = round_rows,
-                .round_to_storage = round_to_storage},
-    .optimizer = {.adamw = adamw},
-};
 
 // Transfers go through two pinned buffers in turn: while the GPU copies one, the host fills or empties the
 // other.
@@ -57,6 +19,7 @@ struct Staging {
 struct CudaDevice {
     Device device; // first, so that a Device of this kind is also a CudaDevice
     Stream stream;
+    Ops ops;
     Staging staging[2];
 };
 
@@ -165,33 +128,36 @@ static double peak_flops(const char *name) {
     return flops;
 }
 
+// Any kernel of the program's own: they are all compiled for the same GPUs.
+static __global__ void any_kernel() {}
+
 static void check_gpu(int index, const cudaDeviceProp *properties) {
     if (properties->major < 8)
         fatal("GPU %d, %s, has compute capability %d.%d: bfloat16 arithmetic needs 8.0 (A100) or newer",
               index, properties->name, properties->major, properties->minor);
     cudaFuncAttributes attributes;
-    if (cudaFuncGetAttributes(&attributes, round_to_storage_kernel) != cudaSuccess)
+    if (cudaFuncGetAttributes(&attributes, any_kernel) != cudaSuccess)
         fatal("GPU %d, %s, has compute capability %d.%d, and this program was built for others (%s): rebuild "
               "it with make GPU_ARCH=sm_%d%d",
               index, properties->name, properties->major, properties->minor,
               cudaGetErrorString(cudaGetLastError()), properties->major, properties->minor);
 }
 
-static void stream_create(Stream *stream, const cudaDeviceProp *properties) {
-    stream->multiprocessors = properties->multiProcessorCount;
-    stream->shared_memory = properties->sharedMemPerMultiprocessor;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream->cuda, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaMalloc(&stream->workspace, WORKSPACE_BYTES));
-    CUBLAS_CHECK(cublasLtCreate(&stream->cublaslt));
-    stream->attention = cudnn_attention_create(stream->cuda);
-}
-
-static void stream_destroy(Stream *stream) {
-    matmuls_free(stream);
-    cudnn_attention_destroy(stream->attention);
-    CUBLAS_CHECK(cublasLtDestroy(stream->cublaslt));
-    CUDA_CHECK(cudaFree(stream->workspace));
-    CUDA_CHECK(cudaStreamDestroy(stream->cuda));
+static Ops all_operations() {
+    return {.storage = STORAGE_BFLOAT16,
+            .embedding = cuda_embedding,
+            .rmsnorm = cuda_rmsnorm,
+            .linear = cuda_linear,
+            .rope = cuda_rope,
+            .attention = cuda_attention,
+            .selection = cuda_selection,
+            .gather = cuda_gather,
+            .scatter = cuda_scatter,
+            .swiglu = cuda_swiglu,
+            .loss = cuda_loss,
+            .reduce = cuda_reduce,
+            .convert = cuda_convert,
+            .optimizer = cuda_optimizer};
 }
 
 static void cuda_destroy(Device *device) {
@@ -237,7 +203,8 @@ Device *cuda_device_create(int index) {
     Device *device = &self->device;
     device->kind = "cuda";
     snprintf(device->name, sizeof(device->name), "%s", properties.name);
-    device->ops = &cuda_ops;
+    self->ops = all_operations();
+    device->ops = &self->ops;
     device->stream = &self->stream;
     device->peak_flops = peak_flops(properties.name);
     device->allocate = cuda_allocate;
@@ -249,48 +216,4 @@ Device *cuda_device_create(int index) {
     device->memory = cuda_memory;
     device->destroy = cuda_destroy;
     return device;
-}
-
-// --- profile (profile.h) --------------------------------------------------------------------------------
-
-void cuda_profile_start(Device *device) {
-    if (!device->stream->profile)
-        device->stream->profile = (Profile *)host_allocate(1, sizeof(Profile), "the profile");
-}
-
-static ProfileRow *profile_row(ProfileRow *rows, int *count, const char *name) {
-    for (int i = 0; i < *count; i++)
-        if (!strcmp(rows[i].name, name)) return &rows[i];
-    ProfileRow *row = &rows[(*count)++];
-    snprintf(row->name, sizeof(row->name), "%s", name);
-    return row;
-}
-
-static int compare_rows(const void *a, const void *b) {
-    const double x = ((const ProfileRow *)a)->milliseconds, y = ((const ProfileRow *)b)->milliseconds;
-    return (x < y) - (x > y);
-}
-
-ProfileRow *cuda_profile_stop(Device *device, int *count) {
-    Profile *profile = device->stream->profile;
-    device->stream->profile = NULL;
-    cuda_synchronize(device);
-    ProfileRow *rows = (ProfileRow *)host_allocate(profile->count, sizeof(ProfileRow), "the profile's table");
-    *count = 0;
-    for (size_t i = 0; i < profile->count; i++) {
-        ProfiledOp *op = &profile->ops[i];
-        float milliseconds;
-        CUDA_CHECK(cudaEventElapsedTime(&milliseconds, op->begin, op->end));
-        ProfileRow *row = profile_row(rows, count, op->name);
-        row->calls++;
-        row->milliseconds += milliseconds;
-        row->bytes += op->bytes;
-        row->flops += op->flops;
-        CUDA_CHECK(cudaEventDestroy(op->begin));
-        CUDA_CHECK(cudaEventDestroy(op->end));
-    }
-    qsort(rows, (size_t)*count, sizeof(ProfileRow), compare_rows);
-    free(profile->ops);
-    free(profile);
-    return rows;
 }

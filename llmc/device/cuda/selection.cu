@@ -1,6 +1,6 @@
 // Which entries of its pyramid Lighthouse attention picks, and where each stands in the subsequence.
-#pragma once
-#include "device/cuda/vector.cuh"
+#include "device/cuda/lighthouse.cuh"
+#include "device/cuda/operations.cuh"
 
 #include <math.h>
 
@@ -318,7 +318,7 @@ static bool lighthouse_supported(const LighthouseShape *shape, char *reason, siz
     return false;
 }
 
-static void check_supported(const LighthouseShape *shape, const Stream *stream) {
+void check_supported(const LighthouseShape *shape, const Stream *stream) {
     char reason[256];
     if (!lighthouse_supported(shape, reason, sizeof(reason), stream)) fatal("%s", reason);
 }
@@ -340,3 +340,6 @@ static void lighthouse_select(int32_t *positions, const void *scores, const Ligh
     select_kernel<<<grid, SELECT_THREADS, shared, stream->cuda>>>(positions, (const float *)scores, *shape,
                                                                   (int)cached);
 }
+
+const SelectionOps cuda_selection = {
+    .supported = lighthouse_supported, .pool_scores = lighthouse_pool_scores, .select = lighthouse_select};

@@ -1,5 +1,5 @@
 // RMSNorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + epsilon).
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
 // A row is held in registers by a team of threads of one block: blockDim.x threads, whole warps, each with up
@@ -194,3 +194,5 @@ static void rmsnorm_backward(void *grad_x, void *grad_weight, const void *grad_r
     add_column_sums_kernel<<<grid_blocks(dim, WARP), dim3(WARP, WARP), 0, stream->cuda>>>(
         (float *)grad_weight, partials, (int)blocks, dim);
 }
+
+const RmsnormOps cuda_rmsnorm = {.forward = rmsnorm_forward, .backward = rmsnorm_backward};

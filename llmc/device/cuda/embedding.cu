@@ -1,5 +1,5 @@
 // Token embedding: rows of a table, and the gradient of that table.
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
 #include <cub/device/device_radix_sort.cuh>
@@ -204,3 +204,5 @@ static void embedding_backward(void *grad_weight, const void *grad_out, const in
         embedding_backward_slice((float *)grad_weight, (const bf16 *)grad_out + first * dim, tokens + first,
                                  min_i64(slice, rows - first), dim, vocab, stream);
 }
+
+const EmbeddingOps cuda_embedding = {.forward = embedding_forward, .backward = embedding_backward};

@@ -1,5 +1,5 @@
 // Cross-entropy of logits against target tokens, and its gradient in place of the logits.
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
 #include <float.h>
@@ -143,3 +143,5 @@ static void cross_entropy(void *losses, void *logits, const int32_t *targets, in
     cross_entropy_kernel<true><<<(unsigned)rows, (unsigned)threads, (size_t)shared, stream->cuda>>>(
         (float *)losses, (bf16 *)logits, targets, vocab, (int)cached, (float)gradient_scale);
 }
+
+const LossOps cuda_loss = {.cross_entropy = cross_entropy};
