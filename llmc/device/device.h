@@ -2,12 +2,14 @@
 // these.
 #pragma once
 #include "device/ops.h"
+#include "parallel/communicator.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 typedef struct Device Device;
+typedef struct Collectives Collectives; // collectives.h
 
 struct Device {
     const char *kind; // "cpu" or "cuda"
@@ -30,6 +32,9 @@ struct Device {
     void (*synchronize)(Device *device);
     // Bytes free now and bytes in all.
     void (*memory)(Device *device, size_t *free_bytes, size_t *total_bytes);
+    // What the devices of this kind exchange, of several processes that all call this together; for
+    // collectives_create.
+    Collectives *(*connect)(Device *device, const Communicator *communicator);
     void (*destroy)(Device *device);
 };
 

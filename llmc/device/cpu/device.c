@@ -1,6 +1,7 @@
 // The CPU as a device: host memory, and operations that run at once in the calling thread's OpenMP team.
 #include "device/device.h"
 
+#include "device/cpu/collectives.h"
 #include "device/cpu/stream.h"
 
 #include <cblas.h>
@@ -109,6 +110,7 @@ Device *cpu_device_create(StorageType storage) {
                        .zero = cpu_zero,
                        .synchronize = cpu_synchronize,
                        .memory = cpu_memory,
+                       .connect = cpu_connect,
                        .destroy = cpu_destroy};
     char model[200] = "CPU";
     read_proc("/proc/cpuinfo", "model name", model, sizeof(model));

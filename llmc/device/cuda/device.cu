@@ -1,5 +1,6 @@
 // A CUDA GPU as a device: memory, transfers, the stream, and the operations.
 #include "device/device.h"
+#include "device/cuda/collectives.cuh"
 #include "device/cuda/operations.cuh"
 #include "device/cuda/profile.h"
 #include "device/cuda/stream.cuh"
@@ -214,6 +215,7 @@ Device *cuda_device_create(int index) {
     device->zero = cuda_zero;
     device->synchronize = cuda_synchronize;
     device->memory = cuda_memory;
+    device->connect = cuda_connect;
     device->destroy = cuda_destroy;
     return device;
 }
