@@ -17,6 +17,11 @@ StorageType storage_of_dtype(const char *dtype, StorageType otherwise);
 // storage, else float32.
 StorageType accumulator_type(StorageType storage);
 
+// The address of element `index` of an array of that type.
+static inline void *storage_element(const void *array, StorageType type, int64_t index) {
+    return (char *)array + index * (int64_t)storage_size(type);
+}
+
 uint16_t bfloat16_from_float(float value); // to nearest, ties to even; NaN stays NaN
 float bfloat16_to_float(uint16_t bits);
 

@@ -508,6 +508,11 @@ struct cJSON *options_record(const Options *options) {
     return record;
 }
 
+char *options_recorded(const struct cJSON *record, const char *name) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(record, name);
+    return cJSON_IsString(item) ? format_string("%s", item->valuestring) : NULL;
+}
+
 void options_print(const Options *options, const struct cJSON *recorded) {
     for (int i = 0; i < OPTIONS; i++) {
         const Option *option = &options_table[i];

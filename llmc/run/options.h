@@ -3,7 +3,7 @@
 #pragma once
 #include "model/config.h"
 #include "run/guard.h"
-#include "model/lighthouse.h"
+#include "model/geometry.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -70,6 +70,9 @@ void options_dense_layers(const Options *options, bool *dense);
 
 // The options that a checkpoint records, resolved. The caller deletes it.
 struct cJSON *options_record(const Options *options);
+
+// The value that a record has of an option, as text that the caller frees; NULL if it has none.
+char *options_recorded(const struct cJSON *record, const char *name);
 
 // Prints the options, group by group; with `recorded`, also marks those that differ from it.
 void options_print(const Options *options, const struct cJSON *recorded);

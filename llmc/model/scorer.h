@@ -1,0 +1,19 @@
+// Scorers: what Lighthouse layers choose entries by. A scorer fills level 0 of the scores of a layer's queries
+// and keys; the coarser levels and the choice are the same for all. Scores have no gradient.
+#pragma once
+#include "device/device.h"
+
+typedef struct {
+    const char *name; // of --scorer
+    // Whether the RoPE operation writes level 0, as the norms of the queries and keys that it turns.
+    bool by_rope;
+    // Else: level 0 of scores A[batch, heads + kv_heads, pyramid] from qkv S[batch, seq_len,
+    // heads + 2*kv_heads, head_dim], turned by their positions.
+    void (*score)(Device *device, const LighthouseShape *shape, void *scores, const void *qkv);
+} Scorer;
+
+// The scorer of that name, or NULL.
+const Scorer *scorer_named(const char *name);
+
+// "norm|…": the names there are.
+const char *scorer_names(void);
