@@ -1402,6 +1402,7 @@ static void formula_adamw(const Case *c, double **v) {
     {.batch = 2, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = ROPE_INVERSE}}
 #define ATTENTION_SIZES                                                                                            \
     {.batch = 1, .rows = 1, .keys = 9, .heads = 1, .kv_heads = 1, .head_dim = 3, .variant = APART},                \
+    {.batch = 2, .rows = 1, .keys = 70, .heads = 4, .kv_heads = 2, .head_dim = 256, .variant = APART},             \
     {.batch = 2, .rows = 7, .heads = 2, .kv_heads = 2, .head_dim = 5, .causal = true, .variant = PACKED},          \
     {.batch = 2, .rows = 65, .heads = 4, .kv_heads = 2, .head_dim = 8, .causal = true, .variant = APART},          \
     {.batch = 1, .rows = 70, .keys = 131, .heads = 6, .kv_heads = 2, .head_dim = 22, .variant = APART},            \
@@ -1701,6 +1702,30 @@ static void test_memory(void *argument) {
     check(!device->allocate(device, 2 * total_bytes), "more memory was allocated than there is");
 }
 
+static void check_supports(const Device *device, DecoderShape shape, const char *refusal) {
+    char reason[256] = "";
+    const bool supported = device->supports(device, &shape, reason, sizeof(reason));
+    check(supported == !refusal, "batch %ld, dim %ld, heads of %ld: %s", (long)shape.batch, (long)shape.dim,
+          (long)shape.head_dim, supported ? "should be refused" : reason);
+    if (refusal) check(strstr(reason, refusal), "the reason should say \"%s\": %s", refusal, reason);
+}
+
+static void test_limits(void *argument) {
+    const Device *device = (const Device *)argument;
+    check_supports(device, (DecoderShape){1, 4096, 32, 128}, NULL);
+    if (!strcmp(device->kind, "cpu")) {
+        check_supports(device, (DecoderShape){1 << 20, 16384, 1, 16384}, NULL);
+        check_supports(device, (DecoderShape){1, 32770, 2, 16385},
+                       "--dim 32770 / --heads 2 gives heads of 16385 values: the CPU takes at most 16384");
+        return;
+    }
+    check_supports(device, (DecoderShape){32767, 16384, 64, 256}, NULL);
+    check_supports(device, (DecoderShape){1, 2176, 8, 272}, "gives heads of 272 values");
+    check_supports(device, (DecoderShape){1, 1024, 8, 136}, "at most 128, or 256 of a multiple of 16");
+    check_supports(device, (DecoderShape){1, 16512, 129, 128}, "--dim 16512");
+    check_supports(device, (DecoderShape){32768, 1024, 8, 128}, "--batch-size 32768");
+}
+
 void test_ops(Device *device) {
     Devices devices = {.tested = device,
                        .float64 = cpu_device_create(STORAGE_FLOAT64),
@@ -1712,11 +1737,14 @@ void test_ops(Device *device) {
         run_test("cpu float64", test_in_float64, &operations[i], &devices);
     char *where = format_string("%s %s", device->kind, storage_dtype(device->ops->storage));
     char *memory = format_string("%s: memory", where),
-         *nothing = format_string("%s: merge of nothing", where);
+         *nothing = format_string("%s: merge of nothing", where),
+         *limits = format_string("%s: shapes that are too large", where);
     test_run(memory, test_memory, device);
+    test_run(limits, test_limits, device);
     test_run(nothing, test_merge_of_nothing, device);
     free(memory);
     free(nothing);
+    free(limits);
     for (size_t i = 0; i < COUNT_OF(operations); i++)
         run_test(where, test_on_device, &operations[i], &devices);
     run_test(where, test_attention_pieces, &attention_pieces, &devices);

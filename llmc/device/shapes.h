@@ -23,6 +23,13 @@ typedef struct {
     AttentionStrides grad_query, grad_key, grad_value; // of the backward's outputs
 } AttentionShape;
 
+// What a device may have limits on, of a decoder and of the batches that it is given.
+typedef struct {
+    int64_t batch; // sequences at a time
+    int64_t dim;   // width of the residual stream
+    int64_t heads, head_dim;
+} DecoderShape;
+
 // How Lighthouse attention cuts a sequence. Entry (level, index) covers the tokens
 // [index, index + 1)·pool^level; level 0 are the tokens, level `levels - 1` is the coarsest. A head's pyramid
 // is all its entries: level after level, from level 0 on.

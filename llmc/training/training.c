@@ -16,6 +16,18 @@ static int choose_gpu(const Communicator *communicator) {
     return communicator->local_rank;
 }
 
+// Refuses what the device cannot do, while that costs nothing yet.
+static void check_shape(const Device *device, const Options *options) {
+    const ModelConfig *config = &options->config;
+    model_config_check(config, device->alignment);
+    const DecoderShape shape = {.batch = options->batch_size,
+                                .dim = config->dim,
+                                .heads = config->heads,
+                                .head_dim = head_dim(config)};
+    char reason[256];
+    if (!device->supports(device, &shape, reason, sizeof(reason))) fatal("%s", reason);
+}
+
 Device *training_open_device(Options *options, const Communicator *communicator) {
     const bool wants_cuda = !strcmp(options->device, "cuda");
     const bool cuda = wants_cuda || (!strcmp(options->device, "auto") && cuda_device_count() > 0);
@@ -25,7 +37,7 @@ Device *training_open_device(Options *options, const Communicator *communicator)
     if (strcmp(options->dtype, "auto") != 0 && strcmp(options->dtype, dtype) != 0)
         fatal("--dtype %s: a CUDA device trains in %s", options->dtype, dtype);
     options->dtype = dtype;
-    model_config_check(&options->config, cuda ? PARAMETER_ALIGNMENT : 1);
+    check_shape(device, options);
     return device;
 }
 

@@ -7,7 +7,7 @@
 #include <tgmath.h>
 
 // Queries and keys of a block: fewer for very wide heads, so that blocks fit the scratch.
-enum { BLOCK = 64, BLOCK_ELEMENTS = BLOCK * 256 };
+enum { BLOCK = 64, BLOCK_ELEMENTS = HEAD_DIM_MAX };
 _Static_assert(7 * BLOCK_ELEMENTS + 2 * BLOCK * BLOCK + 2 * BLOCK <= SCRATCH_ELEMENTS,
                "the backward's blocks fit the scratch");
 

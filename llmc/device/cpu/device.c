@@ -42,6 +42,15 @@ static void cpu_memory(Device *device, size_t *free_bytes, size_t *total_bytes) 
                       : (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
 }
 
+static bool cpu_supports(const Device *device, const DecoderShape *shape, char *reason, size_t reason_size) {
+    (void)device;
+    if (shape->head_dim <= HEAD_DIM_MAX) return true;
+    snprintf(reason, reason_size,
+             "--dim %ld / --heads %ld gives heads of %ld values: the CPU takes at most %d", (long)shape->dim,
+             (long)shape->heads, (long)shape->head_dim, HEAD_DIM_MAX);
+    return false;
+}
+
 static void *cpu_allocate(Device *device, size_t bytes) {
     size_t free_bytes, total_bytes;
     cpu_memory(device, &free_bytes, &total_bytes);
@@ -103,6 +112,8 @@ Device *cpu_device_create(StorageType storage) {
     *device = (Device){.kind = "cpu",
                        .ops = &self->ops,
                        .stream = stream,
+                       .alignment = 1,
+                       .supports = cpu_supports,
                        .allocate = cpu_allocate,
                        .release = cpu_release,
                        .upload = cpu_upload,

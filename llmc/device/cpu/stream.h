@@ -6,6 +6,9 @@
 // Accumulator elements of scratch for each thread. linear.c and attention.c size their tiles to fit.
 #define SCRATCH_ELEMENTS (144 * 1024)
 
+// Values of the widest head whose blocks attention.c has room for in the scratch.
+#define HEAD_DIM_MAX (16 * 1024)
+
 struct Stream {
     int threads;
     void *scratch; // A[threads, SCRATCH_ELEMENTS]

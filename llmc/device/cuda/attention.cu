@@ -3,7 +3,10 @@
 // otherwise goes through a copy at the end of the workspace: 16 bytes per query and head, against at least
 // 8·head_dim for the attention itself.
 #include "device/cuda/attention.cuh"
+#include "device/cuda/limits.cuh"
 #include "device/cuda/operations.cuh"
+
+#include <assert.h>
 
 static bool logsumexp_has_gaps(const AttentionShape *shape) {
     const AttentionStrides *strides = &shape->logsumexp;
@@ -101,6 +104,7 @@ static void attention_backward(void *grad_query, void *grad_key, void *grad_valu
 // --- merge ----------------------------------------------------------------------------------------------
 
 constexpr int MERGE_THREADS = 256;
+static_assert(WARP * WIDTH >= HEAD_DIM_MAX, "a warp holds the widest head");
 
 // A team of `members` neighbouring lanes of a warp, a vector each, does one query of one head of a sequence
 // (blockIdx.z); a block does neighbouring queries of one head, and neighbouring blocks the heads in turn. The
@@ -145,9 +149,8 @@ static void attention_merge(void *sum, void *logsumexp, const void *part, const 
     const double queries = (double)shape->batch * (double)shape->query_len * shape->heads;
     OpScope scope(stream, "attention_merge",
                   queries * ((first ? 6.0 : 10.0) * shape->head_dim + (first ? 8 : 12)));
+    assert(shape->head_dim <= HEAD_DIM_MAX);
     const int members = shape->head_dim / WIDTH, teams = WARP / members;
-    if (members > WARP)
-        fatal("heads of %d values: attention on CUDA merges at most %d", shape->head_dim, WARP * WIDTH);
     const int64_t blocks = divide_up(shape->query_len, (int64_t)MERGE_THREADS / WARP * teams);
     const dim3 grid((unsigned)(blocks * shape->heads), 1, (unsigned)shape->batch);
     attention_merge_kernel<<<grid, MERGE_THREADS, 0, stream->cuda>>>(

@@ -1,9 +1,10 @@
 // A CUDA GPU as a device: memory, transfers, the stream, and the operations.
 #include "device/device.h"
 #include "device/cuda/collectives.cuh"
+#include "device/cuda/limits.cuh"
 #include "device/cuda/operations.cuh"
 #include "device/cuda/profile.h"
-#include "device/cuda/stream.cuh"
+#include "device/cuda/vector.cuh"
 
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,27 @@ struct CudaDevice {
 
 static CudaDevice *cuda_device(Device *device) {
     return (CudaDevice *)device;
+}
+
+// --- limits ---------------------------------------------------------------------------------------------
+
+static bool cuda_supports(const Device *, const DecoderShape *shape, char *reason, size_t reason_size) {
+    const int head_dim_max = shape->head_dim % 16 == 0 ? HEAD_DIM_MAX : UNEVEN_HEAD_DIM_MAX;
+    if (shape->head_dim > head_dim_max)
+        snprintf(
+            reason, reason_size,
+            "--dim %ld / --heads %ld gives heads of %ld values: a CUDA device takes at most %d, or %d of a "
+            "multiple of 16",
+            (long)shape->dim, (long)shape->heads, (long)shape->head_dim, UNEVEN_HEAD_DIM_MAX, HEAD_DIM_MAX);
+    else if (shape->dim > DIM_MAX)
+        snprintf(reason, reason_size, "--dim %ld is more than CUDA devices take: at most %ld",
+                 (long)shape->dim, (long)DIM_MAX);
+    else if (shape->batch > BATCH_MAX)
+        snprintf(reason, reason_size, "--batch-size %ld is more than CUDA devices take: at most %ld",
+                 (long)shape->batch, (long)BATCH_MAX);
+    else
+        return true;
+    return false;
 }
 
 // --- memory ---------------------------------------------------------------------------------------------
@@ -208,6 +230,8 @@ Device *cuda_device_create(int index) {
     device->ops = &self->ops;
     device->stream = &self->stream;
     device->peak_flops = peak_flops(properties.name);
+    device->alignment = WIDTH;
+    device->supports = cuda_supports;
     device->allocate = cuda_allocate;
     device->release = cuda_release;
     device->upload = cuda_upload;

@@ -1,6 +1,7 @@
 // What selecting, gathering and scattering have in common: the layout of a pyramid, and a walk that sums the
 // blocks of every level.
 #pragma once
+#include "device/cuda/limits.cuh"
 #include "device/cuda/vector.cuh"
 
 // Ends the program if the GPU cannot do this shape (SelectionOps.supported).
@@ -9,6 +10,7 @@ void check_supported(const LighthouseShape *shape, const Stream *stream);
 // kernels[levels - 2] of a table of kernels for 2 … LEVELS_MAX levels.
 #define LEVELS_TABLE(kernel)                                                                                 \
     { kernel<2>, kernel<3>, kernel<4>, kernel<5>, kernel<6>, kernel<7>, kernel<8> }
+static_assert(LEVELS_MAX == 8, "LEVELS_TABLE ends there");
 
 // What the positions and one array [batch, entries, heads_each, head_dim] of the subsequence take.
 static inline double subsequence_bytes(const LighthouseShape *shape, int heads_each) {

@@ -1,6 +1,9 @@
 // Rotary positions, in place, and the norms of what was turned.
 #include "device/cuda/rope.cuh"
+#include "device/cuda/limits.cuh"
 #include "device/cuda/operations.cuh"
+
+#include <assert.h>
 
 constexpr int ROPE_HEADS = 8; // heads that a thread turns by the angles it has read
 constexpr int ROPE_BATCH = 4; // heads whose loads are under way together
@@ -17,7 +20,9 @@ template <int N> __device__ inline float stored_squares(const Floats<N> &values)
     return sum;
 }
 
-constexpr int ROPE_TEAM_MAX = 16; // threads of a token
+constexpr int ROPE_TEAM_MAX = 16; // threads of a token, each with a vector of either half of a head
+static_assert(2 * 8 * ROPE_TEAM_MAX == HEAD_DIM_MAX && 2 * 4 * ROPE_TEAM_MAX == UNEVEN_HEAD_DIM_MAX,
+              "vectors of 8, or of 4 where half a head is no whole number of those");
 
 // Sum over a team of neighbouring lanes of one warp, in the team's first lane, by a tree of one shape. All
 // lanes of the warp must call it.
@@ -86,9 +91,7 @@ static void rotate(void *x, void *norms, int64_t norms_stride, const void *angle
     if (turned_heads == 0) return;
     const int half = head_dim / 2, block = 256;
     const int width = half % 8 == 0 ? 8 : 4; // head_dim is a multiple of 8, half of it perhaps not
-    if (half / width > ROPE_TEAM_MAX)
-        fatal("heads of %d values: rotary positions on CUDA take at most %d", head_dim,
-              2 * width * ROPE_TEAM_MAX);
+    assert(half / width <= ROPE_TEAM_MAX);
     const int64_t warps = divide_up(seq_len, WARP / (half / width));
     const dim3 grid(grid_blocks(warps * WARP, block), grid_blocks(rotated_heads, ROPE_HEADS),
                     (unsigned)batch);

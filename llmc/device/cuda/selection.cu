@@ -1,5 +1,6 @@
 // Which entries of its pyramid Lighthouse attention picks, and where each stands in the subsequence.
 #include "device/cuda/lighthouse.cuh"
+#include "device/cuda/limits.cuh"
 #include "device/cuda/operations.cuh"
 
 #include <math.h>
@@ -289,8 +290,6 @@ __global__ void __launch_bounds__(SELECT_THREADS, 2)
 }
 
 // --- what a GPU takes -----------------------------------------------------------------------------------
-
-constexpr int LEVELS_MAX = 8; // the kernels of lighthouse.cuh are compiled for each number of levels
 
 static int64_t select_parent_bytes(const LighthouseShape *shape) {
     return (int64_t)(shape->levels - 1) * shape->tile * (int64_t)sizeof(int32_t);

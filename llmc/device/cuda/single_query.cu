@@ -1,8 +1,9 @@
 // Attention of a single query a head, which cuDNN does not take: the last piece of a sequence that was cut
 // can be one. Nothing here is large, so a warp does a head and nothing is tuned.
 #include "device/cuda/attention.cuh"
+#include "device/cuda/limits.cuh"
 
-constexpr int LANE_VALUES = 4; // of a row that a lane holds: head_dim is at most 128
+constexpr int LANE_VALUES = HEAD_DIM_MAX / WARP; // of a row that a lane holds
 
 // Lane l of a warp holds elements l, l + 32, … of a row; beyond head_dim zeros.
 struct LaneRow {
