@@ -1,5 +1,6 @@
 // train_lighthouse: options → device → data → plan → build → loop.
 #include "parallel/watchdog.h" // a deadline for what processes wait for
+#include "run/options_check.h" // which options go together
 #include "run/preemption.h"    // being asked to stop
 #include "training/saves.h"    // when to save, and what becomes of it
 #include "training/summary.h"  // what a run shows first

@@ -7,6 +7,7 @@
 //                                          and how much of what they exchange is hidden behind the rest
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed.
+#include "run/options_check.h"
 #include "training/step.h"
 #include "bench.h"
 
@@ -190,9 +191,9 @@ static void print_step(const Training *t, const Options *o, double step, double 
                  work = (flops.linear + flops.attention) * tokens;
     if (processes > 1) printf("%d GPUs, %ld for each sequence: ", processes, (long)o->cp);
     printf("%s, %ld x %ld tokens, %ld Lighthouse layers on %ld entries, recompute %s, deterministic %s\n",
-           o->model, (long)o->global_batch, (long)o->seq_len, (long)t->lighthouse_layers,
+           model_preset_names[o->model], (long)o->global_batch, (long)o->seq_len, (long)t->lighthouse_layers,
            (long)(t->decoder->layers.lighthouse.entries * o->cp),
-           recompute_name(t->decoder->layers.recompute), o->deterministic ? "on" : "off");
+           recompute_names[t->decoder->layers.recompute], o->deterministic ? "on" : "off");
     printf("%.1f ms forward and backward, %.2f ms optimizer step: "
            "%.1fk tokens/s, %.1fk with an optimizer step every time\n",
            1e3 * step, 1e3 * update, 1e-3 * tokens / step, 1e-3 * tokens / (step + update));
@@ -206,7 +207,7 @@ static void print_step(const Training *t, const Options *o, double step, double 
 static void print_json(const Training *t, const Options *o, double step, double update, double used) {
     const int64_t tokens = o->global_batch * o->seq_len;
     printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"tokens\": %ld, \"recompute\": \"%s\"", t->device->name,
-           o->model, (long)tokens, recompute_name(t->decoder->layers.recompute));
+           model_preset_names[o->model], (long)tokens, recompute_names[t->decoder->layers.recompute]);
     printf(", \"ms\": %.3f, \"optimizer_ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * step, 1e3 * update,
            (double)tokens / step);
     printf(", \"planned_gib\": %.3f, \"memory_gib\": %.3f}\n", (double)memory_plan_bytes(t->memory) / 0x1p30,
@@ -224,7 +225,7 @@ int main(int argc, char **argv) {
     options.global_batch = options.batch_size * max_i64(communicator.size / options.cp, 1);
     options_check(&options, communicator.size);
     communicator_divide(&communicator, (int)options.cp);
-    options.device = "cuda";
+    options.device = DEVICE_CUDA;
     Device *device = training_open_device(&options, &communicator);
     Collectives *collectives = collectives_create(device, &communicator);
     const Ceilings ceilings = measure_ceilings(device);

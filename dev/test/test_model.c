@@ -201,9 +201,9 @@ static void recompute_changes_no_bit(void *argument) {
         settings.recompute = (RecomputeLevel)level;
         Training *recomputed = odd_training(device, settings, setup->selection);
         check(memory_plan_bytes(recomputed->memory) < memory_plan_bytes(kept->memory), "%s saves no memory",
-              recompute_name(settings.recompute));
+              recompute_names[settings.recompute]);
         accumulate(recomputed, &batch);
-        equal_gradient_bytes(recompute_name(settings.recompute), recomputed, kept);
+        equal_gradient_bytes(recompute_names[settings.recompute], recomputed, kept);
         training_close(recomputed);
     }
     training_close(kept);

@@ -3,7 +3,7 @@
 
 #include "model/activations.h"
 #include "model/flops.h"
-#include "run/options.h"
+#include "run/options_check.h"
 #include "device/memory_plan.h"
 #include "run/schedule.h"
 
@@ -109,7 +109,7 @@ static void resume_restores_and_overrides(void *unused) {
         "--lr-schedule wsd --deterministic on --steps 20 --out there --device cpu",
         NULL};
     Options before = parse(first);
-    before.dtype = "float32"; // as a run settles it
+    before.dtype = DTYPE_FLOAT32; // as a run settles it
     cJSON *record = options_record(&before);
     check(!cJSON_GetObjectItem(record, "out") && !cJSON_GetObjectItem(record, "device"),
           "what belongs to one start was recorded");
@@ -118,10 +118,10 @@ static void resume_restores_and_overrides(void *unused) {
     Options after = parse(again);
     check(after.config.layers == 3 && after.config.dim == 128 && after.seq_len == 256 && after.seed == 7,
           "restored");
-    check(after.lr == before.lr && !strcmp(after.lr_schedule, "wsd") && after.deterministic, "restored");
+    check(after.lr == before.lr && after.lr_schedule == SCHEDULE_WSD && after.deterministic, "restored");
     check(after.steps == 40, "--steps on the command line was overridden");
     check(!strcmp(after.out, "there"), "--out should be where the checkpoint is, is %s", after.out);
-    check(!strcmp(after.device, "auto"), "--device should not be restored");
+    check(after.device == DEVICE_AUTO, "--device should not be restored");
 
     check_refused("--resume latest --seq-len 512", record,
                   "--seq-len 512: the checkpoint was trained with 256");
@@ -188,9 +188,8 @@ static void recompute_levels_keep_less_and_less(void *unused) {
     const ActivationSettings activations = {.batch = 1, .seq_len = 32768, .lighthouse = &shape};
     for (int layer = LAYER_DENSE; layer <= LAYER_LIGHTHOUSE; layer++) {
         size_t before = SIZE_MAX;
-        for (int level = 0; level < RECOMPUTE_LEVELS; level++) {
-            const char *name = recompute_name((RecomputeLevel)level);
-            check(recompute_level(name) == (RecomputeLevel)level, "name of %d", level);
+        for (int level = RECOMPUTE_NONE; level < RECOMPUTE_LEVELS; level++) {
+            const char *name = recompute_names[level];
             size_t kept = 0;
             for (int kind = 0; kind < ACTIVATION_KINDS; kind++)
                 if (activation_kept((ActivationKind)kind, (LayerKind)layer, (RecomputeLevel)level))
@@ -204,7 +203,7 @@ static void recompute_levels_keep_less_and_less(void *unused) {
         check(before == input + selection, "block keeps the layer's input and selection, not %zu bytes",
               before);
     }
-    check(recompute_level("auto") == RECOMPUTE_LEVELS, "auto is no level");
+    check(!recompute_names[RECOMPUTE_LEVELS], "a name for each level");
 }
 
 static void allocate(void *argument) {

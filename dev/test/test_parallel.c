@@ -449,7 +449,7 @@ static void steps_repeat_and_recompute_to_the_bit(void *argument) {
         size_t size;
         void *bytes = gradient_bytes(t, &size);
         check(!first || !memcmp(first, bytes, size), "recompute %s, run %zu: other gradients",
-              recompute_name(levels[i]), i);
+              recompute_names[levels[i]], i);
         if (first) free(bytes);
         if (!first) first = bytes;
         training_close(t);

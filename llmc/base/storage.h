@@ -11,8 +11,6 @@ typedef enum { STORAGE_FLOAT64, STORAGE_FLOAT32, STORAGE_BFLOAT16 } StorageType;
 size_t storage_size(StorageType type);       // bytes of an element
 const char *storage_name(StorageType type);  // "F64", "F32", "BF16": the names safetensors uses
 const char *storage_dtype(StorageType type); // "float64", "float32", "bfloat16": the names Hugging Face uses
-// The type of that dtype name; `otherwise` if there is none ("auto").
-StorageType storage_of_dtype(const char *dtype, StorageType otherwise);
 // The type that gradients, master weights, moments, statistics and sums are kept in: float64 for float64
 // storage, else float32.
 StorageType accumulator_type(StorageType storage);

@@ -1,7 +1,6 @@
 #include "model/activations.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 typedef enum {
     DIM,
@@ -47,17 +46,7 @@ static const struct {
 #undef ABSENT
 };
 
-static const char *const level_names[RECOMPUTE_LEVELS] = {"none", "cheap", "ffn", "qkv", "block"};
-
-const char *recompute_name(RecomputeLevel level) {
-    return level_names[level];
-}
-
-RecomputeLevel recompute_level(const char *name) {
-    int level = 0;
-    while (level < RECOMPUTE_LEVELS && strcmp(name, level_names[level]) != 0) level++;
-    return (RecomputeLevel)level;
-}
+const char *const recompute_names[] = {"auto", "none", "cheap", "ffn", "qkv", "block", NULL};
 
 static int first_not_kept(ActivationKind kind, LayerKind layer) {
     return layer == LAYER_DENSE ? activation_table[kind].dense : activation_table[kind].lighthouse;

@@ -31,6 +31,7 @@ typedef enum {
 
 // What the backward makes again instead of keeping, each level more than the one before.
 typedef enum {
+    RECOMPUTE_AUTO, // as an option: the least that fits. No decoder has it
     RECOMPUTE_NONE,
     RECOMPUTE_CHEAP, // what takes one pass over memory: normalized inputs, the SwiGLU product, the scatter
     RECOMPUTE_FFN,   // and the gate and up projections
@@ -39,10 +40,8 @@ typedef enum {
     RECOMPUTE_LEVELS
 } RecomputeLevel;
 
-// "none", "cheap", "ffn", "qkv", "block".
-const char *recompute_name(RecomputeLevel level);
-// The level of that name; RECOMPUTE_LEVELS if there is none ("auto").
-RecomputeLevel recompute_level(const char *name);
+// Their names, as --recompute takes them; ends with NULL.
+extern const char *const recompute_names[];
 
 // Whether a layer of that kind keeps the activation from its forward to its backward.
 bool activation_kept(ActivationKind activation, LayerKind layer, RecomputeLevel level);

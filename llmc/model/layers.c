@@ -84,7 +84,7 @@ Layers layers_create(Device *device, const ModelConfig *config, const LayersSett
                 .seq_len = s->seq_len,
                 .recompute = s->recompute,
                 .weights = weights,
-                .scorer = s->scorer ? s->scorer : scorer_named("norm")};
+                .scorer = s->scorer ? s->scorer : &scorers[0]};
     l.attention = attention_plan(device, s->batch, s->seq_len, (int)config->heads, (int)config->kv_heads,
                                  (int)head_dim(config), s->deterministic, s->workspace_bound, s->collectives);
     l.context = l.attention.context;

@@ -4,7 +4,6 @@
 #include "device/device.h"
 
 typedef struct {
-    const char *name; // of --scorer
     // Whether the RoPE operation writes level 0, as the norms of the queries and keys that it turns.
     bool by_rope;
     // Else: level 0 of scores A[batch, heads + kv_heads, pyramid] from qkv S[batch, seq_len,
@@ -12,8 +11,6 @@ typedef struct {
     void (*score)(Device *device, const LighthouseShape *shape, void *scores, const void *qkv);
 } Scorer;
 
-// The scorer of that name, or NULL.
-const Scorer *scorer_named(const char *name);
-
-// "norm|…": the names there are.
-const char *scorer_names(void);
+// The scorers and, as --scorer takes them and in the same order, their names, ending with NULL.
+extern const Scorer scorers[];
+extern const char *const scorer_names[];

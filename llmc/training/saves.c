@@ -4,7 +4,6 @@
 
 #include <cjson/cJSON.h>
 #include <stdlib.h>
-#include <string.h>
 
 Saves saves_create(const Communicator *communicator, const Options *options) {
     const Saves saves = {saver_create(communicator, options->async_save), communicator, options};
@@ -16,7 +15,7 @@ void saves_destroy(Saves *saves) {
 }
 
 static void settle(Saves *saves, SaveOutcome outcome, bool last) {
-    const bool ends = outcome == SAVE_FAILED && (last || !strcmp(saves->options->on_save_error, "stop"));
+    const bool ends = outcome == SAVE_FAILED && (last || saves->options->on_save_error == SAVE_ERROR_STOP);
     const bool first = saves->communicator->rank == 0;
     const char *message = saver_message(saves->saver);
     if (outcome == SAVE_NONE || !message[0]) return;

@@ -1,5 +1,7 @@
 #include "training/summary.h"
 
+#include "run/options_check.h"
+
 static void print_processes(const Options *o, int processes) {
     if (processes == 1) return;
     printf("processes: %d, %ld for each sequence; %ld sequences at a time, %ld micro-steps a step\n",
@@ -26,7 +28,8 @@ void summary_print(const Training *training, const Options *o, const Dataset *da
     options_print(o, checkpoint->options);
     printf("device: %s\n", training->device->name);
     print_processes(o, training->collectives->communicator->size);
-    printf("model: %.1fM parameters, %s\n", 1e-6 * (double)training->weights->table.model_size, o->dtype);
+    printf("model: %.1fM parameters, %s\n", 1e-6 * (double)training->weights->table.model_size,
+           dtype_names[o->dtype]);
     printf("work: %.3f GFLOP per token: %.3f linear, %.3f attention\n",
            1e-9 * (flops.linear + flops.attention), 1e-9 * flops.linear, 1e-9 * flops.attention);
     print_attention(training, o);
@@ -35,7 +38,7 @@ void summary_print(const Training *training, const Options *o, const Dataset *da
                (long)o->seq_len, data->shard_count, (long)o->global_batch);
     memory_plan_print(training->memory);
     if (o->plan) training_print_levels(training->collectives, o);
-    printf("recompute: %s\n", recompute_name(training->decoder->layers.recompute));
+    printf("recompute: %s\n", recompute_names[training->decoder->layers.recompute]);
     if (checkpoint->path)
         printf("resuming %s: step %ld of %ld\n", checkpoint->path, (long)checkpoint->progress.step,
                (long)o->steps);

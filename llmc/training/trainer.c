@@ -1,8 +1,9 @@
 #include "training/trainer.h"
 
+#include "run/options_check.h"
+
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 static const Communicator *communicator_of(const Trainer *trainer) {
     return trainer->training.collectives->communicator;
@@ -14,7 +15,7 @@ static bool is_first(const Trainer *trainer) {
 // --- build ----------------------------------------------------------------------------------------------
 
 static Schedule schedule_of(const Options *o) {
-    const Schedule schedule = {.kind = schedule_kind(o->lr_schedule),
+    const Schedule schedule = {.kind = o->lr_schedule,
                                .peak = o->lr,
                                .final_frac = o->final_lr_frac,
                                .decay_frac = o->decay_frac,
@@ -30,7 +31,8 @@ static void load(Trainer *trainer, const Options *o, const Checkpoint *checkpoin
     guard_restore(&trainer->guard, checkpoint->guard);
     char *steps = options_recorded(checkpoint->options, "steps");
     if (trainer->schedule.kind != SCHEDULE_CONSTANT && steps && atoll(steps) != o->steps && is_first(trainer))
-        warning("--steps %ld was %s: the %s schedule changes with it", (long)o->steps, steps, o->lr_schedule);
+        warning("--steps %ld was %s: the %s schedule changes with it", (long)o->steps, steps,
+                schedule_names[o->lr_schedule]);
     free(steps);
 }
 
@@ -162,8 +164,8 @@ void trainer_validate(Trainer *trainer, const Options *o, const Dataset *validat
     const bool selects = t->lighthouse_layers > 0;
     report->validation_loss = report->validation_dense = NAN;
     if (validation->samples == 0 || (step != o->steps && step % o->val_every != 0)) return;
-    if (!selects || strcmp(o->val_selection, "off") != 0)
+    if (!selects || o->val_selection != VALIDATE_OFF)
         report->validation_loss = validation_loss(trainer, o, validation, training_attention(t, true));
-    if (selects && strcmp(o->val_selection, "same") != 0)
+    if (selects && o->val_selection != VALIDATE_SAME)
         report->validation_dense = validation_loss(trainer, o, validation, training_attention(t, false));
 }

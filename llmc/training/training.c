@@ -1,7 +1,9 @@
 #include "training/training.h"
 
+#include "base/names.h"
+#include "run/options_check.h"
+
 #include <stdlib.h>
-#include <string.h>
 
 // --- device ---------------------------------------------------------------------------------------------
 
@@ -29,14 +31,18 @@ static void check_shape(const Device *device, const Options *options) {
 }
 
 Device *training_open_device(Options *options, const Communicator *communicator) {
-    const bool wants_cuda = !strcmp(options->device, "cuda");
-    const bool cuda = wants_cuda || (!strcmp(options->device, "auto") && cuda_device_count() > 0);
+    static const StorageType storage_types[] = {[DTYPE_AUTO] = STORAGE_FLOAT32,
+                                                [DTYPE_BFLOAT16] = STORAGE_BFLOAT16,
+                                                [DTYPE_FLOAT32] = STORAGE_FLOAT32,
+                                                [DTYPE_FLOAT64] = STORAGE_FLOAT64};
+    const bool automatic = options->device == DEVICE_AUTO && cuda_device_count() > 0;
+    const bool cuda = automatic || options->device == DEVICE_CUDA;
     Device *device = cuda ? cuda_device_create(cuda_device_count() > 0 ? choose_gpu(communicator) : 0)
-                          : cpu_device_create(storage_of_dtype(options->dtype, STORAGE_FLOAT32));
+                          : cpu_device_create(storage_types[options->dtype]);
     const char *dtype = storage_dtype(device->ops->storage);
-    if (strcmp(options->dtype, "auto") != 0 && strcmp(options->dtype, dtype) != 0)
-        fatal("--dtype %s: a CUDA device trains in %s", options->dtype, dtype);
-    options->dtype = dtype;
+    if (options->dtype != DTYPE_AUTO && storage_types[options->dtype] != device->ops->storage)
+        fatal("--dtype %s: a CUDA device trains in %s", dtype_names[options->dtype], dtype);
+    options->dtype = (DtypeChoice)name_index(dtype_names, dtype);
     check_shape(device, options);
     return device;
 }
@@ -77,7 +83,7 @@ static Training plan_at_level(Collectives *collectives, const Options *o, Recomp
                                      .recompute = level,
                                      .deterministic = o->deterministic,
                                      .lighthouse = options_lighthouse(o),
-                                     .scorer = scorer_named(o->scorer)};
+                                     .scorer = &scorers[o->scorer]};
     const OptimizerSettings optimizer = {.beta1 = o->beta1,
                                          .beta2 = o->beta2,
                                          .epsilon = o->eps,
@@ -99,9 +105,8 @@ static Training plan_at_level(Collectives *collectives, const Options *o, Recomp
 }
 
 Training training_plan(Collectives *collectives, const Options *options) {
-    RecomputeLevel level = recompute_level(options->recompute);
-    const bool automatic = level == RECOMPUTE_LEVELS;
-    if (automatic) level = RECOMPUTE_NONE;
+    const bool automatic = options->recompute == RECOMPUTE_AUTO;
+    RecomputeLevel level = automatic ? RECOMPUTE_NONE : options->recompute;
     Training training = plan_at_level(collectives, options, level);
     // All ranks take the same: what one runs again in its backward may need the others.
     while (automatic && level + 1 < RECOMPUTE_LEVELS &&
@@ -119,7 +124,7 @@ void training_print_levels(Collectives *collectives, const Options *options) {
     for (int level = RECOMPUTE_NONE; level < RECOMPUTE_LEVELS; level++) {
         Training training = plan_at_level(collectives, options, (RecomputeLevel)level);
         char size[32];
-        printf("  --recompute %-34s %12s, %s\n", recompute_name((RecomputeLevel)level),
+        printf("  --recompute %-34s %12s, %s\n", recompute_names[level],
                format_bytes(size, (double)memory_plan_bytes(training.memory)),
                memory_plan_fits(training.memory) ? "fits" : "does not fit");
         training_free(&training);
