@@ -95,9 +95,10 @@ $(FLAG_FILES): FORCE
 # --- the programs -----------------------------------------------------------------------------------------------------
 
 SHARED := $(wildcard llmc/*/*.c)
-CPU_OPS := $(wildcard llmc/device/cpu/ops*.c)
-CPU_ONCE := $(filter-out $(CPU_OPS),$(wildcard llmc/device/cpu/*.c))
 TESTS := $(filter-out dev/test/fuzz/% dev/test/preload/%,$(wildcard dev/test/*.c dev/test/*/*.c))
+CPU_ONCE := $(patsubst %,llmc/device/cpu/%.c,device collectives)
+# The CPU's operations, compiled for each storage type.
+CPU_OPS := $(filter-out $(CPU_ONCE),$(wildcard llmc/device/cpu/*.c))
 
 LIBRARY := $(SHARED:%.c=$(BUILD)/%.o) $(CPU_ONCE:%.c=$(BUILD)/%.o) \
   $(foreach storage,64 32 16,$(CPU_OPS:%.c=$(BUILD)/%.storage$(storage).o))

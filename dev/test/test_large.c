@@ -246,9 +246,9 @@ static void lighthouse(void *argument) {
     void *scores = allocate_zeroed(device, (size_t)(16 * s.pyramid) * sizeof(float));
     int32_t *positions = (int32_t *)allocate_zeroed(device, (size_t)(8 * s.pyramid) * sizeof(int32_t));
     fill_tail(device, qkv, s.seq_len, small, qkv_width);
-    ops->lighthouse.pool_scores(scores, &s, device->stream); // all equal: the first of each chunk are refined
-    ops->lighthouse.select(positions, scores, &s, device->stream);
-    ops->lighthouse.gather(gathered, qkv, positions, &s, device->stream);
+    ops->selection.pool_scores(scores, &s, device->stream); // all equal: the first of each chunk are refined
+    ops->selection.select(positions, scores, &s, device->stream);
+    ops->gather.forward(gathered, qkv, positions, &s, device->stream);
     double *mean =
         download(device, row_at(device, gathered, s.entries - 1, qkv_width), ops->storage, (size_t)qkv_width);
     double *tokens = download(device, small, ops->storage, (size_t)(TAIL * qkv_width));
@@ -260,7 +260,7 @@ static void lighthouse(void *argument) {
     check_close("the last coarsest entry", mean, tokens, (size_t)qkv_width, 4e-3);
 
     fill_tail(device, sub_out, s.entries, small, width);
-    ops->lighthouse.scatter(out, sub_out, NULL, positions, &s, device->stream);
+    ops->scatter.forward(out, sub_out, NULL, positions, &s, device->stream);
     double *last_token =
         download(device, row_at(device, out, s.seq_len - 1, width), ops->storage, (size_t)width);
     double *last_entry =

@@ -139,7 +139,7 @@ static LighthouseShape shape_with(int levels, int tile) {
 // Checks that the device refuses the shape for a reason that names these numbers.
 static void check_unsupported(Device *device, const LighthouseShape *shape, int64_t given, int64_t most) {
     Reason reason;
-    check(!device->ops->lighthouse.supported(shape, &reason, device->stream),
+    check(!device->ops->selection.supported(shape, &reason, device->stream),
           "%d levels with picks of %d are accepted", shape->levels, shape->tile);
     check(has_number(reason.text, given) && has_number(reason.text, most) && !strchr(reason.text, '\n'),
           "should name %ld and %ld in one line, says: %s", (long)given, (long)most, reason.text);
@@ -147,7 +147,7 @@ static void check_unsupported(Device *device, const LighthouseShape *shape, int6
 
 static bool is_supported(Device *device, const LighthouseShape *shape) {
     Reason reason;
-    return device->ops->lighthouse.supported(shape, &reason, device->stream);
+    return device->ops->selection.supported(shape, &reason, device->stream);
 }
 
 static void device_knows_its_limits(void *argument) {
@@ -668,18 +668,16 @@ static double rounding_of(StorageType storage) {
 typedef void Map(const Layer *l, void *out, const void *in);
 
 static void gather_map(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse.gather(out, in, l->layer.positions, &l->shape, l->device->stream);
+    l->device->ops->gather.forward(out, in, l->layer.positions, &l->shape, l->device->stream);
 }
 static void gather_transposed(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse.gather_backward(out, in, l->layer.positions, NULL, &l->shape,
-                                               l->device->stream);
+    l->device->ops->gather.backward(out, in, l->layer.positions, NULL, &l->shape, l->device->stream);
 }
 static void scatter_map(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse.scatter(out, in, NULL, l->layer.positions, &l->shape, l->device->stream);
+    l->device->ops->scatter.forward(out, in, NULL, l->layer.positions, &l->shape, l->device->stream);
 }
 static void scatter_transposed(const Layer *l, void *out, const void *in) {
-    l->device->ops->lighthouse.scatter_backward(out, in, NULL, l->layer.positions, &l->shape,
-                                                l->device->stream);
+    l->device->ops->scatter.backward(out, in, NULL, l->layer.positions, &l->shape, l->device->stream);
 }
 
 // <map(x), y> = <x, transposed(y)> for x in `in` and y in `out`, both memory of the layer. With y = x' mapped
@@ -1028,11 +1026,11 @@ static double *scattered_by(const Layer *l, const Holder *holders, int64_t count
     for (int64_t i = 0; i < count; i++) {
         const Holder *h = &holders[i];
         if (gradients)
-            ops->lighthouse.scatter_backward(h->grad_sub_out, h->grad_out, halos ? h->grad_halo : NULL,
-                                             h->positions, &h->shape, l->device->stream);
+            ops->scatter.backward(h->grad_sub_out, h->grad_out, halos ? h->grad_halo : NULL, h->positions,
+                                  &h->shape, l->device->stream);
         else
-            ops->lighthouse.scatter(h->out, h->sub_out, halos ? h->halo : NULL, h->positions, &h->shape,
-                                    l->device->stream);
+            ops->scatter.forward(h->out, h->sub_out, halos ? h->halo : NULL, h->positions, &h->shape,
+                                 l->device->stream);
         double *part = download(l->device, gradients ? h->grad_sub_out : h->out, storage_of(l),
                                 (size_t)(s->batch * rows / count * width));
         cut_pieces(part, whole, h, 2 * count, s->batch, rows, width, true);
@@ -1069,8 +1067,8 @@ static void check_pieces(Device *device, const LighthouseShape *shape, int64_t c
     for (int64_t i = 0; i < count; i++) {
         Holder *h = &holders[i];
         *h = holder_open(&l, i, count, level_0, sub_out, grad_out, positions);
-        device->ops->lighthouse.halo(h->halo, h->sub_out, h->positions, &h->shape, device->stream);
-        device->ops->lighthouse.halo_backward(h->grad_halo, h->grad_out, &h->shape, device->stream);
+        device->ops->scatter.halo(h->halo, h->sub_out, h->positions, &h->shape, device->stream);
+        device->ops->scatter.halo_backward(h->grad_halo, h->grad_out, &h->shape, device->stream);
     }
     exchange(device, holders, count, false, 1);
     exchange(device, holders, count, true, -1);

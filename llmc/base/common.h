@@ -45,8 +45,14 @@ static inline int64_t min_i64(int64_t a, int64_t b) {
 static inline int64_t max_i64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
+static inline size_t min_size(size_t a, size_t b) {
+    return a < b ? a : b;
+}
 static inline int64_t divide_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
+}
+static inline int64_t round_up(int64_t value, int64_t multiple) {
+    return divide_up(value, multiple) * multiple;
 }
 
 #ifdef __cplusplus

@@ -1,13 +1,11 @@
 #include "device/collectives.h"
 
+#include <assert.h>
 #include <stdlib.h>
-#include <string.h>
 
 Collectives *collectives_create(Device *device, const Communicator *communicator) {
-    if (communicator->size > 1)
-        return !strcmp(device->kind, "cuda") ? cuda_collectives_create(device, communicator)
-                                             : cpu_collectives_create(device, communicator);
-    Collectives *alone = (Collectives *)host_allocate(1, sizeof(Collectives), "the collectives");
+    if (communicator->size > 1) return device->connect(device, communicator);
+    Collectives *alone = host_allocate(1, sizeof(Collectives), "the collectives");
     alone->device = device;
     alone->communicator = communicator;
     return alone;
@@ -21,6 +19,7 @@ void collectives_destroy(Collectives *collectives) {
 }
 
 static bool is_alone(const Collectives *collectives, GroupKind group) {
+    assert(group == GROUP_WORLD || group == GROUP_CONTEXT);
     return collectives->communicator->groups[group].size == 1;
 }
 

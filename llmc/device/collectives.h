@@ -1,20 +1,20 @@
 // What the devices of several processes exchange: NCCL between CUDA GPUs (llmc/device/cuda/collectives.cu),
 // MPI between CPUs (llmc/device/cpu/collectives.c).
 //
-// An operation reads and writes device memory as the device's stream leaves it at the moment of the call, and
-// runs beside what the stream is given after that, until collectives_finish. Operations run one after the
+// An operation runs after everything that was queued on the device's stream before the call, and beside what is
+// queued there later; what uses its results must be queued after collectives_finish. Operations run one after the
 // other in the order of the calls, which is the same on all ranks: there is one queue for all groups, so that
 // no two of them can wait for each other. In a group of one there is nothing to do. `what` (kept by address)
 // names the phase, should it not come to an end (llmc/parallel/watchdog.h).
+//
+// `group` is GROUP_WORLD (gradients, weights) or GROUP_CONTEXT (keys, values, halos). GROUP_DATA only numbers
+// the ranks: it has no connection.
 #pragma once
-#include "parallel/communicator.h"
 #include "device/device.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef struct Collectives Collectives;
 
 // Bytes of device memory that go to, or come from, a rank of the group.
 typedef struct {
@@ -37,7 +37,7 @@ struct Collectives {
     void (*destroy)(Collectives *collectives);
 };
 
-// All processes call this together, when the communicator's groups are made.
+// All processes call this together, after communicator_divide.
 Collectives *collectives_create(Device *device, const Communicator *communicator);
 void collectives_destroy(Collectives *collectives);
 
@@ -57,10 +57,6 @@ void collectives_exchange(Collectives *collectives, GroupKind group, const Messa
 
 // What the device's stream is given from now on sees the results of all operations so far.
 void collectives_finish(Collectives *collectives);
-
-// By llmc/device/cpu and llmc/device/cuda, for groups of more than one.
-Collectives *cpu_collectives_create(Device *device, const Communicator *communicator);
-Collectives *cuda_collectives_create(Device *device, const Communicator *communicator);
 
 #ifdef __cplusplus
 }

@@ -2,20 +2,26 @@
 // these.
 #pragma once
 #include "device/ops.h"
+#include "parallel/communicator.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 typedef struct Device Device;
+typedef struct Collectives Collectives; // collectives.h
 
 struct Device {
     const char *kind; // "cpu" or "cuda"
     char name[256];   // "NVIDIA H200", "AMD EPYC, 2 threads"
     const Ops *ops;
     Stream *stream;
-    double
-        peak_flops; // dense FLOP/s of its matrix units in the storage type by its datasheet; 0 if not known
+    int alignment;     // matrices' rows and heads are of a multiple of this many elements
+    double peak_flops; // dense FLOP/s of its matrix units in the storage type, by its datasheet; 0: not known
+
+    // Whether the operations can do this shape; if not, why, for the user. (Of Lighthouse attention there is
+    // more to ask: SelectionOps.supported.)
+    bool (*supports)(const Device *device, const DecoderShape *shape, Reason *reason);
 
     // Memory of `bytes` (> 0), aligned to 256 bytes, contents undefined; NULL if there is not enough.
     void *(*allocate)(Device *device, size_t bytes);
@@ -30,6 +36,9 @@ struct Device {
     void (*synchronize)(Device *device);
     // Bytes free now and bytes in all.
     void (*memory)(Device *device, size_t *free_bytes, size_t *total_bytes);
+    // What the devices of this kind exchange, of several processes that all call this together; for
+    // collectives_create.
+    Collectives *(*connect)(Device *device, const Communicator *communicator);
     void (*destroy)(Device *device);
 };
 

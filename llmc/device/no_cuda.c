@@ -1,6 +1,6 @@
 // CUDA devices in a build without CUDA: there are none. With CUDA they are in llmc/device/cuda, and the CPU
 // is in llmc/device/cpu/device.c.
-#include "device/collectives.h"
+#include "device/device.h"
 
 #ifndef USE_CUDA
 
@@ -12,11 +12,6 @@ Device *cuda_device_create(int index) {
     fatal("cannot use CUDA device %d: this program was built without CUDA (make DEVICE=cpu); build it with "
           "make DEVICE=cuda, or run it with --device cpu",
           index);
-}
-
-Collectives *cuda_collectives_create(Device *device, const Communicator *communicator) {
-    (void)communicator;
-    fatal("%s is a CUDA device, and this program was built without CUDA", device->name);
 }
 
 #endif

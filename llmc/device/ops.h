@@ -1,7 +1,8 @@
-// The operations a decoder needs, as a table of functions with their contracts.
+// The operations a decoder needs, as groups of functions with their contracts.
 //
-// Shared code (model, attention, optimizer) calls these and nothing else; llmc/device/cpu and
-// llmc/device/cuda implement them.
+// Shared code (model, attention, optimizer) calls these and nothing else: ops->linear.forward(…). Of the two
+// folders that implement them, llmc/device/cpu and llmc/device/cuda, each has a file for each group, of the
+// group's name.
 //
 // Conventions. Outputs first, then inputs, then sizes, stream last. All pointers are device memory. In
 // comments S[...] is an array of the device's storage type (float64, float32 or bfloat16: weights and
@@ -10,10 +11,11 @@
 // type (and reductions at least that); a result is rounded once, when it is stored. Nothing allocates,
 // nothing synchronizes with the host, nothing keeps state between calls; work is queued on `stream`, in
 // order. Every operation gives the same bits for the same inputs on the same device, except
-// attention_backward when its shape says `deterministic = false`.
+// attention.backward when its shape says `deterministic = false`.
 #pragma once
 #include "base/reason.h"
 #include "base/storage.h"
+#include "device/shapes.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,60 +23,6 @@ extern "C" {
 
 // A queue of operations, with what the libraries behind them need (handles, a small workspace). Opaque here.
 typedef struct Stream Stream;
-
-// How far apart, in elements, neighbours are along each axis of a [batch, token, head, head_dim] array whose
-// last axis is contiguous. For the log-sum-exp, which has no last axis, it is simply the element's address.
-typedef struct {
-    int64_t batch, token, head;
-} AttentionStrides;
-
-// Softmax attention of `heads` query heads on `kv_heads` key/value heads (query head h uses key head
-// h / (heads / kv_heads)). Causal: query i sees keys 0..i, and query_len equals key_len. Otherwise: all keys.
-typedef struct {
-    int64_t batch, query_len, key_len;
-    int heads, kv_heads, head_dim;
-    bool causal;
-    bool deterministic; // the backward must give the same bits every time
-    double scale;       // multiplies q.k before the softmax
-    AttentionStrides query, key, value;
-    AttentionStrides output;                           // of out and of its gradient
-    AttentionStrides logsumexp;                        // of logsumexp
-    AttentionStrides grad_query, grad_key, grad_value; // of the backward's outputs
-} AttentionShape;
-
-// How Lighthouse attention cuts a sequence. Entry (level, index) covers the tokens
-// [index, index + 1)·pool^level; level 0 are the tokens, level `levels - 1` is the coarsest. A head's pyramid
-// is all its entries: level after level, from level 0 on.
-typedef struct {
-    int64_t batch, seq_len;
-    int heads, kv_heads, head_dim;
-    int levels;
-    int log2_pool;   // pool, a power of two: how many entries of a level one of the next covers
-    int tile;        // parents that a chunk picks at each level
-    int64_t chunks;  // of equal length; each picks on its own
-    int64_t entries; // of the subsequence: seq_len/pool^(levels-1) + (levels-1)·pool·tile·chunks
-    int64_t pyramid; // entries of all levels
-    int pieces;      // equal parts of seq_len, each a whole number of chunks, that do not follow one another
-                     // (context parallelism); 1: one whole sequence
-} LighthouseShape;
-
-// Entries of a level, and where the level starts in a head's pyramid.
-static inline int64_t level_entries(const LighthouseShape *shape, int level) {
-    return shape->seq_len >> (level * shape->log2_pool);
-}
-static inline int64_t level_start(const LighthouseShape *shape, int level) {
-    int64_t start = 0;
-    for (int below = 0; below < level; below++) start += level_entries(shape, below);
-    return start;
-}
-
-// One AdamW update; the formula is at adamw below.
-typedef struct {
-    int64_t step; // counts from 1: the exponent of the bias corrections
-    double learning_rate, beta1, beta2, epsilon;
-    double weight_decay;
-    double gradient_scale; // the gradient is multiplied by this first (clipping)
-} AdamwStep;
 
 // --- embedding ---------------------------------------------------------------------------------------------
 
@@ -136,7 +84,7 @@ typedef struct {
 // --- attention ---------------------------------------------------------------------------------------------
 
 typedef struct {
-    // Bytes that attention_forward (backward = false) or attention_backward needs as `workspace`.
+    // Bytes that forward (backward = false) or backward needs as its `workspace`.
     size_t (*workspace)(const AttentionShape *shape, bool backward, Stream *stream);
 
     // out S = softmax(scale · q · kᵀ) · v; logsumexp A[batch, heads, query_len] (natural log, of the scaled
@@ -165,15 +113,12 @@ typedef struct {
 } AttentionOps;
 
 // --- Lighthouse attention (arXiv 2605.06554): all around the inner attention -------------------------------
+//
+// LighthouseShape says what levels, entries, chunks and pieces are. No atomics on floating point: every result
+// is one sum in a fixed order, in the accumulator type, rounded once.
 
+// Which entries of its pyramid a head picks.
 typedef struct {
-    // LighthouseShape says what levels, entries and chunks are. No atomics on floating point: every result is
-    // one sum in a fixed order, in the accumulator type, rounded once.
-    //
-    // Of a sequence in pieces, the last entry of each level from 1 on of a piece has an output that goes to
-    // the first pool^level - 1 tokens of the piece after it, which may be held elsewhere. What crosses there
-    // is a halo [pieces, batch, levels - 1, heads, head_dim], of levels 1 to levels - 1.
-
     // Whether the device can do this shape; if not, why, for the user.
     bool (*supported)(const LighthouseShape *shape, Reason *reason, const Stream *stream);
 
@@ -189,47 +134,56 @@ typedef struct {
     // Chunk g fills the positions from g·entries/chunks on, in post-order: children from left to right, then
     // their parent.
     void (*select)(int32_t *positions, const void *scores, const LighthouseShape *shape, Stream *stream);
+} SelectionOps;
 
+// From the sequence to the subsequence of the selected entries.
+typedef struct {
     // gathered S[batch, entries, 3*heads, head_dim] (queries, keys, values: the packed layout with a
     // key/value head per query head) = the means over each selected entry's tokens of qkv S[batch, seq_len,
     // heads + 2*kv_heads, head_dim].
-    void (*gather)(void *gathered, const void *qkv, const int32_t *positions, const LighthouseShape *shape,
-                   Stream *stream);
+    void (*forward)(void *gathered, const void *qkv, const int32_t *positions, const LighthouseShape *shape,
+                    Stream *stream);
 
     // Its transpose: grad_qkv of a token = the sum over the levels, from 0 up, of 1/pool^level ·
     // grad_gathered of the entry that covers it, if selected; keys and values also sum over the query heads
     // of their group, in order. With angles A[seq_len, head_dim/2, 2] (NULL: without) the gradients of
     // queries and keys are then turned back as rope's inverse does, before the one rounding.
-    void (*gather_backward)(void *grad_qkv, const void *grad_gathered, const int32_t *positions,
-                            const void *angles, const LighthouseShape *shape, Stream *stream);
+    void (*backward)(void *grad_qkv, const void *grad_gathered, const int32_t *positions, const void *angles,
+                     const LighthouseShape *shape, Stream *stream);
+} GatherOps;
 
+// From the subsequence back to the sequence. Of a sequence in pieces, the output of a piece's last entry of a
+// level (from level 1 on) goes to the first pool^level - 1 tokens of the next piece, which another rank may
+// hold. What so crosses a border is a halo [pieces, batch, levels - 1, heads, head_dim], of levels 1 to
+// levels - 1.
+typedef struct {
     // out S[batch, seq_len, heads, head_dim]: the token numbered u in its piece sums, from level 0 up,
     // sub_out S[batch, entries, heads, head_dim] of the piece's entry of index (u+1)/pool^level - 1 (rounded
     // down) of each level, if it is selected: an entry's output goes to tokens from its last one on, never
     // before. Zero if there is none. Where the index is -1 the entry is the last of the piece before, whose
     // output stands in halo S[pieces, batch, levels-1, heads, head_dim], at this piece; NULL: nothing comes
     // from before.
-    void (*scatter)(void *out, const void *sub_out, const void *halo, const int32_t *positions,
+    void (*forward)(void *out, const void *sub_out, const void *halo, const int32_t *positions,
                     const LighthouseShape *shape, Stream *stream);
 
     // Its transpose: grad_sub_out of a selected entry = the sum of grad_out over the tokens its output went
     // to: [(index+1)·pool^level - 1, (index+2)·pool^level - 2], cut off at the end of its piece. Of a piece's
     // last entry of each level from 1 on, grad_halo A[pieces, batch, levels-1, heads, head_dim], at this
     // piece, is added to the sum: what the tokens after it hand back. NULL: nothing.
-    void (*scatter_backward)(void *grad_sub_out, const void *grad_out, const void *grad_halo,
-                             const int32_t *positions, const LighthouseShape *shape, Stream *stream);
+    void (*backward)(void *grad_sub_out, const void *grad_out, const void *grad_halo,
+                     const int32_t *positions, const LighthouseShape *shape, Stream *stream);
 
     // halo S[pieces, batch, levels-1, heads, head_dim] = sub_out of the last entry of each level from 1 on of
-    // each piece; zeros if it is not selected. For the scatter of the piece after.
+    // each piece; zeros if it is not selected. For the forward of the piece after.
     void (*halo)(void *halo, const void *sub_out, const int32_t *positions, const LighthouseShape *shape,
                  Stream *stream);
 
     // Its transpose's other half, by the holder of the piece after: grad_halo A[pieces, batch, levels-1,
     // heads, head_dim] = the sum of grad_out S[batch, seq_len, heads, head_dim] over the first pool^level - 1
-    // tokens of each piece. For the scatter_backward of the piece before.
+    // tokens of each piece. For the backward of the piece before.
     void (*halo_backward)(void *grad_halo, const void *grad_out, const LighthouseShape *shape,
                           Stream *stream);
-} LighthouseOps;
+} ScatterOps;
 
 // --- feed-forward: SwiGLU (arXiv 2002.05202) ---------------------------------------------------------------
 
@@ -283,6 +237,14 @@ typedef struct {
 
 // --- optimizer (arXiv 1711.05101) --------------------------------------------------------------------------
 
+// The numbers of one AdamW update.
+typedef struct {
+    int64_t step; // counts from 1: the exponent of the bias corrections
+    double learning_rate, beta1, beta2, epsilon;
+    double weight_decay;
+    double gradient_scale; // the gradient is multiplied by this first (clipping)
+} AdamwStep;
+
 typedef struct {
     // With g = gradient_scale · grad, all in the accumulator type:
     //   m = beta1·m + (1-beta1)·g;  v = beta2·v + (1-beta2)·g²
@@ -301,7 +263,9 @@ typedef struct Ops {
     LinearOps linear;
     RopeOps rope;
     AttentionOps attention;
-    LighthouseOps lighthouse;
+    SelectionOps selection;
+    GatherOps gather;
+    ScatterOps scatter;
     SwigluOps swiglu;
     LossOps loss;
     ReduceOps reduce;

@@ -37,7 +37,7 @@ static void settle_lighthouse(Layers *l, const LayersSettings *s) {
     l->lighthouse = lighthouse_part(whole, ranks);
     Reason reason;
     Device *device = l->device;
-    if (!device->ops->lighthouse.supported(&l->lighthouse, &reason, device->stream))
+    if (!device->ops->selection.supported(&l->lighthouse, &reason, device->stream))
         fatal("%s (or train dense with --selection off)", reason.text);
     l->sub_attention = lighthouse_attention_plan(device, &l->lighthouse, s->deterministic, s->workspace_bound,
                                                  s->collectives);

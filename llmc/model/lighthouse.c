@@ -38,13 +38,13 @@ AttentionPlan lighthouse_attention_plan(Device *device, const LighthouseShape *s
 
 void lighthouse_select(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
                        void *scores) {
-    device->ops->lighthouse.pool_scores(scores, shape, device->stream);
-    device->ops->lighthouse.select(layer->positions, scores, shape, device->stream);
+    device->ops->selection.pool_scores(scores, shape, device->stream);
+    device->ops->selection.select(layer->positions, scores, shape, device->stream);
 }
 
 void lighthouse_gather(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
                        const void *qkv) {
-    device->ops->lighthouse.gather(layer->gathered, qkv, layer->positions, shape, device->stream);
+    device->ops->gather.forward(layer->gathered, qkv, layer->positions, shape, device->stream);
 }
 
 void lighthouse_attend(Device *device, const AttentionPlan *inner, const LighthouseLayer *layer,
@@ -56,10 +56,10 @@ void lighthouse_scatter(Device *device, const LighthouseShape *shape, const Ligh
                         const LighthouseHalo *halo, void *out) {
     const Ops *ops = device->ops;
     if (halo->context) {
-        ops->lighthouse.halo(halo->sent, layer->sub_out, layer->positions, shape, device->stream);
+        ops->scatter.halo(halo->sent, layer->sub_out, layer->positions, shape, device->stream);
         exchange_halo(device, shape, halo->context, halo->sent, halo->received, ops->storage, false);
     }
-    ops->lighthouse.scatter(out, layer->sub_out, halo->received, layer->positions, shape, device->stream);
+    ops->scatter.forward(out, layer->sub_out, halo->received, layer->positions, shape, device->stream);
 }
 
 // --- backward ------------------------------------------------------------------------------------------
@@ -80,13 +80,13 @@ void lighthouse_backward(Device *device, const LighthouseShape *shape, const Att
     void *grad_sub_out =
         (char *)scratch + 3 * sub_out_elements(shape) * (int64_t)storage_size(device->ops->storage);
     if (halo->context) {
-        ops->lighthouse.halo_backward(halo->grad_sent, grad_out, shape, device->stream);
+        ops->scatter.halo_backward(halo->grad_sent, grad_out, shape, device->stream);
         exchange_halo(device, shape, halo->context, halo->grad_sent, halo->grad_received,
                       accumulator_type(ops->storage), true);
     }
-    ops->lighthouse.scatter_backward(grad_sub_out, grad_out, halo->grad_received, layer->positions, shape,
-                                     device->stream);
+    ops->scatter.backward(grad_sub_out, grad_out, halo->grad_received, layer->positions, shape,
+                          device->stream);
     attention_backward(device, inner, grad_gathered, grad_sub_out, layer->gathered, layer->sub_out,
                        layer->logsumexp, workspace);
-    ops->lighthouse.gather_backward(grad_qkv, grad_gathered, layer->positions, angles, shape, device->stream);
+    ops->gather.backward(grad_qkv, grad_gathered, layer->positions, angles, shape, device->stream);
 }

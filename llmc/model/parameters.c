@@ -72,10 +72,6 @@ static double init_std(Init init, int64_t layer, const ModelConfig *config) {
     return 0;
 }
 
-static int64_t round_up(int64_t value, int64_t multiple) {
-    return divide_up(value, multiple) * multiple;
-}
-
 // Pads the last bucket so that the ranks can divide it.
 static void end_bucket(ParameterTable *table) {
     if (table->bucket_count == 0) return;

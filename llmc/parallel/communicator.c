@@ -92,11 +92,9 @@ void communicator_divide(Communicator *communicator, int context_size) {
     communicator->groups[GROUP_DATA] = (Group){rank / context_size, size / context_size};
 #ifdef USE_MPI
     if (size == 1) return;
-    MPI_Comm context, data;
+    MPI_Comm context;
     MPI_Comm_split(MPI_COMM_WORLD, rank / context_size, rank, &context);
-    MPI_Comm_split(MPI_COMM_WORLD, rank % context_size, rank, &data);
     communicator->handles[GROUP_CONTEXT] = context;
-    communicator->handles[GROUP_DATA] = data;
 #endif
 }
 

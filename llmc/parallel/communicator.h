@@ -20,7 +20,7 @@ typedef struct {
     int rank, size;             // in the world
     int local_rank, local_size; // among the processes of this host
     Group groups[GROUPS];       // data and context from communicator_divide on; until then of one
-    void *handles[GROUPS];      // MPI_Comm
+    void *handles[GROUPS];      // MPI_Comm; none of GROUP_DATA, whose ranks exchange nothing on their own
 } Communicator;
 
 // Starts MPI if mpirun or srun started this process; else it is a group of one. From here on only rank 0

@@ -18,6 +18,18 @@ static int choose_gpu(const Communicator *communicator) {
     return communicator->local_rank;
 }
 
+// Refuses what the device cannot do, while that costs nothing yet.
+static void check_shape(const Device *device, const Options *options) {
+    const ModelConfig *config = &options->config;
+    model_config_check(config, device->alignment);
+    const DecoderShape shape = {.batch = options->batch_size,
+                                .dim = config->dim,
+                                .heads = config->heads,
+                                .head_dim = head_dim(config)};
+    Reason reason;
+    if (!device->supports(device, &shape, &reason)) fatal("%s", reason.text);
+}
+
 Device *training_open_device(Options *options, const Communicator *communicator) {
     static const StorageType storage_types[] = {[DTYPE_AUTO] = STORAGE_FLOAT32,
                                                 [DTYPE_BFLOAT16] = STORAGE_BFLOAT16,
@@ -31,7 +43,7 @@ Device *training_open_device(Options *options, const Communicator *communicator)
     if (options->dtype != DTYPE_AUTO && storage_types[options->dtype] != device->ops->storage)
         fatal("--dtype %s: a CUDA device trains in %s", dtype_names[options->dtype], dtype);
     options->dtype = (DtypeChoice)name_index(dtype_names, dtype);
-    model_config_check(&options->config, cuda ? PARAMETER_ALIGNMENT : 1);
+    check_shape(device, options);
     return device;
 }
 

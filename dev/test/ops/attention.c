@@ -147,6 +147,7 @@ RUN(attention_backward) {
 // The last is for the forward alone.
 static const Sizes sizes[] = {
     {.batch = 1, .rows = 1, .keys = 9, .heads = 1, .kv_heads = 1, .head_dim = 3, .variant = APART},
+    {.batch = 2, .rows = 1, .keys = 70, .heads = 4, .kv_heads = 2, .head_dim = 256, .variant = APART},
     {.batch = 2, .rows = 7, .heads = 2, .kv_heads = 2, .head_dim = 5, .causal = true, .variant = PACKED},
     {.batch = 2, .rows = 65, .heads = 4, .kv_heads = 2, .head_dim = 8, .causal = true, .variant = APART},
     {.batch = 1, .rows = 70, .keys = 131, .heads = 6, .kv_heads = 2, .head_dim = 22, .variant = APART},

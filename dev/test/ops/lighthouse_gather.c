@@ -24,7 +24,7 @@ RUN(lighthouse_gather) {
     if (s->variant == GATHER_TURNED)
         ops->rope.rotate(at[1], NULL, 0, at[3], s->batch, s->rows, s->heads + 2 * s->kv_heads,
                          s->heads + s->kv_heads, s->head_dim, false, stream);
-    ops->lighthouse.gather(at[0], at[1], at[2], &c->lighthouse, stream);
+    ops->gather.forward(at[0], at[1], at[2], &c->lighthouse, stream);
 }
 
 static void formula_lighthouse_gather(const Case *c, double **v) {
@@ -59,8 +59,8 @@ static void describe_lighthouse_gather_backward(Case *c) {
 }
 
 RUN(lighthouse_gather_backward) {
-    ops->lighthouse.gather_backward(at[0], at[1], at[2], c->sizes.variant == GATHER_TURNED ? at[3] : NULL,
-                                    &c->lighthouse, stream);
+    ops->gather.backward(at[0], at[1], at[2], c->sizes.variant == GATHER_TURNED ? at[3] : NULL,
+                         &c->lighthouse, stream);
 }
 
 static const Operation rows[] = {

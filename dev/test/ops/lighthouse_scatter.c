@@ -24,8 +24,8 @@ static void describe_lighthouse_scatter(Case *c) {
 }
 
 RUN(lighthouse_scatter) {
-    ops->lighthouse.scatter(at[0], at[1], has_halo(c) ? at[4] : NULL, at[2], &c->lighthouse, stream);
-    if (has_halo(c)) ops->lighthouse.halo(at[3], at[1], at[2], &c->lighthouse, stream);
+    ops->scatter.forward(at[0], at[1], has_halo(c) ? at[4] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->scatter.halo(at[3], at[1], at[2], &c->lighthouse, stream);
 }
 
 static double *halo_at(double *halo, int64_t piece, int64_t batch, int level, int64_t head,
@@ -75,8 +75,8 @@ static void describe_lighthouse_scatter_backward(Case *c) {
 }
 
 RUN(lighthouse_scatter_backward) {
-    ops->lighthouse.scatter_backward(at[0], at[1], has_halo(c) ? at[3] : NULL, at[2], &c->lighthouse, stream);
-    if (has_halo(c)) ops->lighthouse.halo_backward(at[4], at[1], &c->lighthouse, stream);
+    ops->scatter.backward(at[0], at[1], has_halo(c) ? at[3] : NULL, at[2], &c->lighthouse, stream);
+    if (has_halo(c)) ops->scatter.halo_backward(at[4], at[1], &c->lighthouse, stream);
 }
 
 static const Operation rows[] = {

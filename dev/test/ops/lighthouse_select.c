@@ -65,7 +65,7 @@ static void describe_lighthouse_pool_scores(Case *c) {
 }
 
 RUN(lighthouse_pool_scores) {
-    ops->lighthouse.pool_scores(at[0], &c->lighthouse, stream);
+    ops->selection.pool_scores(at[0], &c->lighthouse, stream);
 }
 
 static void formula_lighthouse_pool_scores(const Case *c, double **v) {
@@ -87,7 +87,7 @@ static void describe_lighthouse_select(Case *c) {
 }
 
 RUN(lighthouse_select) {
-    ops->lighthouse.select(at[0], at[1], &c->lighthouse, stream);
+    ops->selection.select(at[0], at[1], &c->lighthouse, stream);
 }
 
 // Of the entries [first, end) of a level with this mark, those that fewer than `wanted` others surpass get

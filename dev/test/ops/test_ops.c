@@ -100,6 +100,31 @@ static void test_memory(void *argument) {
     check(!device->allocate(device, 2 * total_bytes), "more memory was allocated than there is");
 }
 
+static void check_supports(const Device *device, DecoderShape shape, const char *refusal) {
+    Reason reason = {""};
+    const bool supported = device->supports(device, &shape, &reason);
+    check(supported == !refusal, "batch %ld, dim %ld, heads of %ld: %s", (long)shape.batch, (long)shape.dim,
+          (long)shape.head_dim, supported ? "should be refused" : reason.text);
+    if (refusal)
+        check(strstr(reason.text, refusal), "the reason should say \"%s\": %s", refusal, reason.text);
+}
+
+static void test_limits(void *argument) {
+    const Device *device = (const Device *)argument;
+    check_supports(device, (DecoderShape){1, 4096, 32, 128}, NULL);
+    if (!strcmp(device->kind, "cpu")) {
+        check_supports(device, (DecoderShape){1 << 20, 16384, 1, 16384}, NULL);
+        check_supports(device, (DecoderShape){1, 32770, 2, 16385},
+                       "--dim 32770 / --heads 2 gives heads of 16385 values: the CPU takes at most 16384");
+        return;
+    }
+    check_supports(device, (DecoderShape){32767, 16384, 64, 256}, NULL);
+    check_supports(device, (DecoderShape){1, 2176, 8, 272}, "gives heads of 272 values");
+    check_supports(device, (DecoderShape){1, 1024, 8, 136}, "at most 128, or 256 of a multiple of 16");
+    check_supports(device, (DecoderShape){1, 16512, 129, 128}, "--dim 16512");
+    check_supports(device, (DecoderShape){32768, 1024, 8, 128}, "--batch-size 32768");
+}
+
 static void test_tables(const char *where, void (*test)(void *), const Devices *devices) {
     for (size_t i = 0; i < COUNT_OF(tables); i++)
         for (int j = 0; j < tables[i]->count; j++) run_test(where, test, &tables[i]->rows[j], devices);
@@ -113,9 +138,12 @@ void test_ops(Device *device) {
     // The checks in float64 need no other device: they are made once, with the CPU's default.
     if (device->ops->storage == STORAGE_FLOAT32) test_tables("cpu float64", test_in_float64, &devices);
     char *where = format_string("%s %s", device->kind, storage_dtype(device->ops->storage));
-    char *memory = format_string("%s: memory", where);
+    char *memory = format_string("%s: memory", where),
+         *limits = format_string("%s: shapes that are too large", where);
     test_run(memory, test_memory, device);
+    test_run(limits, test_limits, device);
     free(memory);
+    free(limits);
     test_merge_of_nothing(where, device);
     test_tables(where, test_on_device, &devices);
     test_attention_pieces(where, &devices);

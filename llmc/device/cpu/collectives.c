@@ -1,6 +1,6 @@
 // Collectives of CPU devices: MPI on host memory. What is under way is a list of requests that finish waits
 // for.
-#include "device/collectives.h"
+#include "device/cpu/collectives.h"
 
 #include "parallel/watchdog.h"
 
@@ -96,7 +96,7 @@ static void exchange(Collectives *collectives, GroupKind group, const Message *s
         const Message *m = send ? &sends[i] : &receives[i - send_count];
         for (size_t done = 0; done < m->bytes; done += PIECE_BYTES) {
             char *piece = (char *)m->memory + done;
-            const int bytes = (int)(m->bytes - done < PIECE_BYTES ? m->bytes - done : PIECE_BYTES);
+            const int bytes = (int)min_size(m->bytes - done, PIECE_BYTES);
             MPI_Request *request = new_request(self, what);
             if (send)
                 MPI_Isend(piece, bytes, MPI_BYTE, m->peer, tag, handle, request);
@@ -114,7 +114,7 @@ static void destroy(Collectives *collectives) {
     free(self);
 }
 
-Collectives *cpu_collectives_create(Device *device, const Communicator *communicator) {
+Collectives *cpu_connect(Device *device, const Communicator *communicator) {
     CpuCollectives *self = host_allocate(1, sizeof(*self), "the collectives");
     self->collectives = (Collectives){.device = device,
                                       .communicator = communicator,
@@ -128,7 +128,7 @@ Collectives *cpu_collectives_create(Device *device, const Communicator *communic
 
 #else
 
-Collectives *cpu_collectives_create(Device *device, const Communicator *communicator) {
+Collectives *cpu_connect(Device *device, const Communicator *communicator) {
     (void)device;
     fatal("%d processes, but this program was built without MPI (USE_MPI=0)", communicator->size);
 }

@@ -1,6 +1,7 @@
 // The CPU as a device: host memory, and operations that run at once in the calling thread's OpenMP team.
 #include "device/device.h"
 
+#include "device/cpu/collectives.h"
 #include "device/cpu/stream.h"
 
 #include <cblas.h>
@@ -8,6 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+typedef struct {
+    Device device; // first, so that a Device of this kind is also a CpuDevice
+    Stream stream;
+    Ops ops;
+} CpuDevice;
 
 // The text after "key<blanks>: " in a file of such lines under /proc, into `value`; false if there is none.
 static bool read_proc(const char *path, const char *key, char *value, size_t size) {
@@ -33,6 +40,13 @@ static void cpu_memory(Device *device, size_t *free_bytes, size_t *total_bytes) 
     *free_bytes = read_proc("/proc/meminfo", "MemAvailable", available, sizeof(available))
                       ? (size_t)strtoull(available, NULL, 10) * 1024
                       : (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
+}
+
+static bool cpu_supports(const Device *device, const DecoderShape *shape, Reason *reason) {
+    (void)device;
+    return shape->head_dim <= HEAD_DIM_MAX ||
+           fail(reason, "--dim %ld / --heads %ld gives heads of %ld values: the CPU takes at most %d",
+                (long)shape->dim, (long)shape->heads, (long)shape->head_dim, HEAD_DIM_MAX);
 }
 
 static void *cpu_allocate(Device *device, size_t bytes) {
@@ -74,27 +88,30 @@ static void cpu_synchronize(Device *device) {
 
 static void cpu_destroy(Device *device) {
     free(device->stream->scratch);
-    free(device->stream);
     free(device);
 }
 
-static const Ops *ops_of(StorageType storage) {
-    return storage == STORAGE_FLOAT64   ? &cpu_ops_float64
-           : storage == STORAGE_FLOAT32 ? &cpu_ops_float32
-                                        : &cpu_ops_bfloat16;
+static Ops ops_of(StorageType storage) {
+    return storage == STORAGE_FLOAT64   ? cpu_ops_float64()
+           : storage == STORAGE_FLOAT32 ? cpu_ops_float32()
+                                        : cpu_ops_bfloat16();
 }
 
 Device *cpu_device_create(StorageType storage) {
     openblas_set_num_threads(1); // the tiles of a product are what runs in parallel
-    Stream *stream = host_allocate(1, sizeof(*stream), "the CPU device");
+    CpuDevice *self = host_allocate(1, sizeof(*self), "the CPU device");
+    Stream *stream = &self->stream;
     stream->threads = omp_get_max_threads();
     stream->scratch =
         host_allocate((size_t)stream->threads * SCRATCH_ELEMENTS, storage_size(accumulator_type(storage)),
                       "the scratch of the CPU's threads");
-    Device *device = host_allocate(1, sizeof(*device), "the CPU device");
+    self->ops = ops_of(storage);
+    Device *device = &self->device;
     *device = (Device){.kind = "cpu",
-                       .ops = ops_of(storage),
+                       .ops = &self->ops,
                        .stream = stream,
+                       .alignment = 1,
+                       .supports = cpu_supports,
                        .allocate = cpu_allocate,
                        .release = cpu_release,
                        .upload = cpu_upload,
@@ -102,6 +119,7 @@ Device *cpu_device_create(StorageType storage) {
                        .zero = cpu_zero,
                        .synchronize = cpu_synchronize,
                        .memory = cpu_memory,
+                       .connect = cpu_connect,
                        .destroy = cpu_destroy};
     char model[200] = "CPU";
     read_proc("/proc/cpuinfo", "model name", model, sizeof(model));

@@ -1,5 +1,5 @@
-// The types that ops*.c are compiled for: -DSTORAGE=64, 32 or 16 picks what weights and activations are
-// stored in.
+// The types that operations are compiled for, once each: -DSTORAGE=64, 32 or 16 picks what weights and
+// activations are stored in.
 #pragma once
 #include "device/cpu/stream.h"
 

@@ -1,9 +1,10 @@
 // Collectives of CUDA devices: NCCL, on one stream for all groups, beside the stream of the operations.
-#include "device/collectives.h"
+#include "device/cuda/collectives.cuh"
 #include "parallel/watchdog.h"
 #include "device/cuda/stream.cuh"
 
 #include <nccl.h>
+#include <nvtx3/nvToolsExt.h>
 #include <pthread.h>
 
 // One operation that was queued, until it has ended: what the watchdog looks at.
@@ -19,8 +20,8 @@ struct CudaCollectives {
     int gpu;
     cudaStream_t stream;
     cudaEvent_t device_reached, stream_reached; // a point of the device's stream, and of this one
-    ncclComm_t comms[GROUPS];
-    pthread_mutex_t lock; // of what follows
+    ncclComm_t comms[GROUPS]; // of the groups that operations take, where they have more than one rank
+    pthread_mutex_t lock;     // of what follows
     Queued queued[QUEUED_MAX];
     uint64_t first, end; // of those under way, counted from the start
     uint64_t seen;       // the first when the watchdog last looked,
@@ -154,7 +155,6 @@ static const char *look(void *context, double deadline) {
 
 static void create_comms(CudaCollectives *self, const Communicator *communicator, ncclUniqueId id) {
     NCCL_CHECK(ncclCommInitRank(&self->comms[GROUP_WORLD], communicator->size, id, communicator->rank));
-    // Only context-parallel ranks have something to tell one another apart from the others.
     const Group context = communicator->groups[GROUP_CONTEXT];
     if (context.size > 1)
         NCCL_CHECK(ncclCommSplit(self->comms[GROUP_WORLD], communicator->groups[GROUP_DATA].rank,
@@ -200,7 +200,7 @@ static void destroy(Collectives *collectives) {
     free(self);
 }
 
-Collectives *cuda_collectives_create(Device *device, const Communicator *communicator) {
+Collectives *cuda_connect(Device *device, const Communicator *communicator) {
     CudaCollectives *self = (CudaCollectives *)host_allocate(1, sizeof(CudaCollectives), "the collectives");
     Collectives *collectives = &self->collectives;
     collectives->device = device;

@@ -1,50 +1,13 @@
-// A CUDA GPU as a device: memory, transfers, the stream, and the table of operations.
+// A CUDA GPU as a device: memory, transfers, the stream, and the operations.
 #include "device/device.h"
-#include "device/cuda/adamw.cuh"
-#include "device/cuda/attention.cuh"
-#include "device/cuda/cross_entropy.cuh"
-#include "device/cuda/embedding.cuh"
-#include "device/cuda/lighthouse.cuh"
-#include "device/cuda/linear.cuh"
+#include "device/cuda/collectives.cuh"
+#include "device/cuda/limits.cuh"
+#include "device/cuda/operations.cuh"
 #include "device/cuda/profile.h"
-#include "device/cuda/reduce.cuh"
-#include "device/cuda/rmsnorm.cuh"
-#include "device/cuda/rope.cuh"
-#include "device/cuda/select.cuh"
-#include "device/cuda/swiglu.cuh"
+#include "device/cuda/vector.cuh"
 
+#include <stdlib.h>
 #include <string.h>
-
-static const Ops cuda_ops = {
-    .storage = STORAGE_BFLOAT16,
-    .embedding = {.forward = embedding_forward, .backward = embedding_backward},
-    .rmsnorm = {.forward = rmsnorm_forward, .backward = rmsnorm_backward},
-    .linear = {.forward = linear_forward,
-               .backward_input = linear_backward_input,
-               .backward_weight = linear_backward_weight},
-    .rope = {.rotate = rope},
-    .attention = {.workspace = attention_workspace,
-                  .forward = attention_forward,
-                  .backward = attention_backward,
-                  .merge = attention_merge},
-    .lighthouse = {.supported = lighthouse_supported,
-                   .pool_scores = lighthouse_pool_scores,
-                   .select = lighthouse_select,
-                   .gather = lighthouse_gather,
-                   .gather_backward = lighthouse_gather_backward,
-                   .scatter = lighthouse_scatter,
-                   .scatter_backward = lighthouse_scatter_backward,
-                   .halo = lighthouse_halo,
-                   .halo_backward = lighthouse_halo_backward},
-    .swiglu = {.forward = swiglu_forward, .backward = swiglu_backward},
-    .loss = {.cross_entropy = cross_entropy},
-    .reduce = {.sum = sum, .sum_of_squares = sum_of_squares},
-    .convert = {.accumulate_rows = accumulate_rows,
-                .copy_rows = copy_rows,
-                .round_rows = round_rows,
-                .round_to_storage = round_to_storage},
-    .optimizer = {.adamw = adamw},
-};
 
 // Transfers go through two pinned buffers in turn: while the GPU copies one, the host fills or empties the
 // other.
@@ -58,11 +21,31 @@ struct Staging {
 struct CudaDevice {
     Device device; // first, so that a Device of this kind is also a CudaDevice
     Stream stream;
+    Ops ops;
     Staging staging[2];
 };
 
 static CudaDevice *cuda_device(Device *device) {
     return (CudaDevice *)device;
+}
+
+// --- limits ---------------------------------------------------------------------------------------------
+
+static bool cuda_supports(const Device *, const DecoderShape *shape, Reason *reason) {
+    const int head_dim_max = shape->head_dim % 16 == 0 ? HEAD_DIM_MAX : UNEVEN_HEAD_DIM_MAX;
+    if (shape->head_dim > head_dim_max)
+        return fail(
+            reason,
+            "--dim %ld / --heads %ld gives heads of %ld values: a CUDA device takes at most %d, or %d of a "
+            "multiple of 16",
+            (long)shape->dim, (long)shape->heads, (long)shape->head_dim, UNEVEN_HEAD_DIM_MAX, HEAD_DIM_MAX);
+    if (shape->dim > DIM_MAX)
+        return fail(reason, "--dim %ld is more than CUDA devices take: at most %ld", (long)shape->dim,
+                    (long)DIM_MAX);
+    if (shape->batch > BATCH_MAX)
+        return fail(reason, "--batch-size %ld is more than CUDA devices take: at most %ld",
+                    (long)shape->batch, (long)BATCH_MAX);
+    return true;
 }
 
 // --- memory ---------------------------------------------------------------------------------------------
@@ -85,16 +68,16 @@ static void cuda_release(Device *, void *memory) {
 // One core cannot copy as fast as the bus can carry.
 static void copy_parallel(void *to, const void *from, size_t bytes) {
     const size_t piece = (size_t)1 << 20;
-    const int64_t pieces = (int64_t)((bytes + piece - 1) / piece);
+    const int64_t pieces = divide_up((int64_t)bytes, (int64_t)piece);
 #pragma omp parallel for schedule(static) if (pieces > 1)
     for (int64_t i = 0; i < pieces; i++) {
         const size_t start = (size_t)i * piece;
-        memcpy((char *)to + start, (const char *)from + start, bytes - start < piece ? bytes - start : piece);
+        memcpy((char *)to + start, (const char *)from + start, min_size(piece, bytes - start));
     }
 }
 
 static size_t staged_bytes(size_t offset, size_t bytes) {
-    return bytes - offset < STAGING_BYTES ? bytes - offset : STAGING_BYTES;
+    return min_size(bytes - offset, STAGING_BYTES);
 }
 
 static void cuda_upload(Device *device, void *device_memory, const void *host_memory, size_t bytes) {
@@ -166,33 +149,36 @@ static double peak_flops(const char *name) {
     return flops;
 }
 
+// Any kernel of the program's own: they are all compiled for the same GPUs.
+static __global__ void any_kernel() {}
+
 static void check_gpu(int index, const cudaDeviceProp *properties) {
     if (properties->major < 8)
         fatal("GPU %d, %s, has compute capability %d.%d: bfloat16 arithmetic needs 8.0 (A100) or newer",
               index, properties->name, properties->major, properties->minor);
     cudaFuncAttributes attributes;
-    if (cudaFuncGetAttributes(&attributes, round_to_storage_kernel) != cudaSuccess)
+    if (cudaFuncGetAttributes(&attributes, any_kernel) != cudaSuccess)
         fatal("GPU %d, %s, has compute capability %d.%d, and this program was built for others (%s): rebuild "
               "it with make GPU_ARCH=sm_%d%d",
               index, properties->name, properties->major, properties->minor,
               cudaGetErrorString(cudaGetLastError()), properties->major, properties->minor);
 }
 
-static void stream_create(Stream *stream, const cudaDeviceProp *properties) {
-    stream->multiprocessors = properties->multiProcessorCount;
-    stream->shared_memory = properties->sharedMemPerMultiprocessor;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream->cuda, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaMalloc(&stream->workspace, WORKSPACE_BYTES));
-    CUBLAS_CHECK(cublasLtCreate(&stream->cublaslt));
-    stream->attention = cudnn_attention_create(stream->cuda);
-}
-
-static void stream_destroy(Stream *stream) {
-    matmuls_free(stream);
-    cudnn_attention_destroy(stream->attention);
-    CUBLAS_CHECK(cublasLtDestroy(stream->cublaslt));
-    CUDA_CHECK(cudaFree(stream->workspace));
-    CUDA_CHECK(cudaStreamDestroy(stream->cuda));
+static Ops all_operations() {
+    return {.storage = STORAGE_BFLOAT16,
+            .embedding = cuda_embedding,
+            .rmsnorm = cuda_rmsnorm,
+            .linear = cuda_linear,
+            .rope = cuda_rope,
+            .attention = cuda_attention,
+            .selection = cuda_selection,
+            .gather = cuda_gather,
+            .scatter = cuda_scatter,
+            .swiglu = cuda_swiglu,
+            .loss = cuda_loss,
+            .reduce = cuda_reduce,
+            .convert = cuda_convert,
+            .optimizer = cuda_optimizer};
 }
 
 static void cuda_destroy(Device *device) {
@@ -238,9 +224,12 @@ Device *cuda_device_create(int index) {
     Device *device = &self->device;
     device->kind = "cuda";
     snprintf(device->name, sizeof(device->name), "%s", properties.name);
-    device->ops = &cuda_ops;
+    self->ops = all_operations();
+    device->ops = &self->ops;
     device->stream = &self->stream;
     device->peak_flops = peak_flops(properties.name);
+    device->alignment = WIDTH;
+    device->supports = cuda_supports;
     device->allocate = cuda_allocate;
     device->release = cuda_release;
     device->upload = cuda_upload;
@@ -248,50 +237,7 @@ Device *cuda_device_create(int index) {
     device->zero = cuda_zero;
     device->synchronize = cuda_synchronize;
     device->memory = cuda_memory;
+    device->connect = cuda_connect;
     device->destroy = cuda_destroy;
     return device;
-}
-
-// --- profile (profile.h) --------------------------------------------------------------------------------
-
-void cuda_profile_start(Device *device) {
-    if (!device->stream->profile)
-        device->stream->profile = (Profile *)host_allocate(1, sizeof(Profile), "the profile");
-}
-
-static ProfileRow *profile_row(ProfileRow *rows, int *count, const char *name) {
-    for (int i = 0; i < *count; i++)
-        if (!strcmp(rows[i].name, name)) return &rows[i];
-    ProfileRow *row = &rows[(*count)++];
-    snprintf(row->name, sizeof(row->name), "%s", name);
-    return row;
-}
-
-static int compare_rows(const void *a, const void *b) {
-    const double x = ((const ProfileRow *)a)->milliseconds, y = ((const ProfileRow *)b)->milliseconds;
-    return (x < y) - (x > y);
-}
-
-ProfileRow *cuda_profile_stop(Device *device, int *count) {
-    Profile *profile = device->stream->profile;
-    device->stream->profile = NULL;
-    cuda_synchronize(device);
-    ProfileRow *rows = (ProfileRow *)host_allocate(profile->count, sizeof(ProfileRow), "the profile's table");
-    *count = 0;
-    for (size_t i = 0; i < profile->count; i++) {
-        ProfiledOp *op = &profile->ops[i];
-        float milliseconds;
-        CUDA_CHECK(cudaEventElapsedTime(&milliseconds, op->begin, op->end));
-        ProfileRow *row = profile_row(rows, count, op->name);
-        row->calls++;
-        row->milliseconds += milliseconds;
-        row->bytes += op->bytes;
-        row->flops += op->flops;
-        CUDA_CHECK(cudaEventDestroy(op->begin));
-        CUDA_CHECK(cudaEventDestroy(op->end));
-    }
-    qsort(rows, (size_t)*count, sizeof(ProfileRow), compare_rows);
-    free(profile->ops);
-    free(profile);
-    return rows;
 }

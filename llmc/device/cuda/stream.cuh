@@ -7,11 +7,9 @@
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
-#include <nvtx3/nvToolsExt.h>
-#include <stdlib.h>
 
-struct Matmul;  // linear.cuh
-struct Profile; // below
+struct Matmul;  // linear.cu
+struct Profile; // stream.cu
 
 // Scratch memory that operations use one after the other, in stream order: cuBLASLt, sorting, reductions.
 constexpr size_t WORKSPACE_BYTES = (size_t)64 << 20;
@@ -27,69 +25,33 @@ struct Stream {
     Profile *profile;     // NULL while off
 };
 
+void stream_create(Stream *stream, const cudaDeviceProp *properties);
+void stream_destroy(Stream *stream);
+
+// Frees stream->matmuls (linear.cu).
+void matmuls_free(Stream *stream);
+
 // --- errors ---------------------------------------------------------------------------------------------
 
-static const char *cuda_hint(cudaError_t error) {
-    switch (error) {
-        case cudaErrorMemoryAllocation:
-            return "; the GPU's memory is full: a smaller batch or sequence needs less";
-        case cudaErrorNoKernelImageForDevice:
-        case cudaErrorUnsupportedPtxVersion:
-            return "; this program was built for other GPUs: rebuild it on this machine, or with make "
-                   "GPU_ARCH=sm_XX";
-        case cudaErrorInsufficientDriver: return "; install or update the NVIDIA driver";
-        case cudaErrorIllegalAddress:
-        case cudaErrorLaunchFailure:
-        case cudaErrorMisalignedAddress:
-            return "; an operation queued before this one failed: CUDA_LAUNCH_BLOCKING=1 in the environment "
-                   "shows which";
-        default: return "";
-    }
-}
+// Advice for the user that follows from the error: "; …", or nothing.
+const char *cuda_hint(cudaError_t error);
+
+NORETURN void cuda_fail(cudaError_t error, const char *what, const char *file, int line);
+NORETURN void cublas_fail(cublasStatus_t status, const char *what, const char *file, int line);
 
 static inline void cuda_check(cudaError_t error, const char *what, const char *file, int line) {
-    if (error == cudaSuccess) return;
-    fatal("CUDA: %s failed at %s:%d: %s (%s)%s", what, file, line, cudaGetErrorString(error),
-          cudaGetErrorName(error), cuda_hint(error));
+    if (error != cudaSuccess) cuda_fail(error, what, file, line);
 }
 
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
 
 static inline void cublas_check(cublasStatus_t status, const char *what, const char *file, int line) {
-    if (status == CUBLAS_STATUS_SUCCESS) return;
-    fatal("cuBLASLt: %s failed at %s:%d: %s", what, file, line, cublasLtGetStatusString(status));
+    if (status != CUBLAS_STATUS_SUCCESS) cublas_fail(status, what, file, line);
 }
 
 #define CUBLAS_CHECK(call) cublas_check((call), #call, __FILE__, __LINE__)
 
-// --- profile --------------------------------------------------------------------------------------------
-
-// One operation as it was queued.
-struct ProfiledOp {
-    char name[96];
-    double bytes, flops;
-    cudaEvent_t begin, end;
-};
-
-struct Profile {
-    ProfiledOp *ops;
-    size_t count, capacity;
-};
-
-static inline ProfiledOp *profile_add(Profile *profile) {
-    if (profile->count == profile->capacity) {
-        size_t capacity = profile->capacity > 0 ? 2 * profile->capacity : 1024;
-        ProfiledOp *ops = (ProfiledOp *)host_allocate(capacity, sizeof(ProfiledOp), "the profile");
-        for (size_t i = 0; i < profile->count; i++) ops[i] = profile->ops[i];
-        free(profile->ops);
-        profile->ops = ops;
-        profile->capacity = capacity;
-    }
-    ProfiledOp *op = &profile->ops[profile->count++];
-    CUDA_CHECK(cudaEventCreate(&op->begin));
-    CUDA_CHECK(cudaEventCreate(&op->end));
-    return op;
-}
+// --- operations -----------------------------------------------------------------------------------------
 
 // Sizes that tell operations of one name apart in the profile; zeros are left out.
 struct OpSize {
@@ -101,25 +63,6 @@ struct OpScope {
     Stream *stream;
     const char *name;
 
-    OpScope(Stream *stream, const char *name, double bytes, double flops = 0, OpSize size = {0, 0, 0})
-        : stream(stream), name(name) {
-        nvtxRangePushA(name);
-        if (!stream->profile) return;
-        ProfiledOp *op = profile_add(stream->profile);
-        op->bytes = bytes;
-        op->flops = flops;
-        if (size.rows > 0)
-            snprintf(op->name, sizeof(op->name), "%s %ldx%ldx%ld", name, (long)size.rows, (long)size.columns,
-                     (long)size.depth);
-        else
-            snprintf(op->name, sizeof(op->name), "%s", name);
-        CUDA_CHECK(cudaEventRecord(op->begin, stream->cuda));
-    }
-
-    ~OpScope() {
-        cuda_check(cudaGetLastError(), name, "its launch", 0);
-        if (stream->profile)
-            CUDA_CHECK(cudaEventRecord(stream->profile->ops[stream->profile->count - 1].end, stream->cuda));
-        nvtxRangePop();
-    }
+    OpScope(Stream *stream, const char *name, double bytes, double flops = 0, OpSize size = {0, 0, 0});
+    ~OpScope();
 };

@@ -1,6 +1,7 @@
 // Which entries of its pyramid Lighthouse attention picks, and where each stands in the subsequence.
-#pragma once
-#include "device/cuda/vector.cuh"
+#include "device/cuda/lighthouse.cuh"
+#include "device/cuda/limits.cuh"
+#include "device/cuda/operations.cuh"
 
 #include <math.h>
 
@@ -290,8 +291,6 @@ __global__ void __launch_bounds__(SELECT_THREADS, 2)
 
 // --- what a GPU takes -----------------------------------------------------------------------------------
 
-constexpr int LEVELS_MAX = 8; // the kernels of lighthouse.cuh are compiled for each number of levels
-
 static int64_t select_parent_bytes(const LighthouseShape *shape) {
     return (int64_t)(shape->levels - 1) * shape->tile * (int64_t)sizeof(int32_t);
 }
@@ -315,7 +314,7 @@ static bool lighthouse_supported(const LighthouseShape *shape, Reason *reason, c
     return true;
 }
 
-static void check_supported(const LighthouseShape *shape, const Stream *stream) {
+void check_supported(const LighthouseShape *shape, const Stream *stream) {
     Reason reason;
     if (!lighthouse_supported(shape, &reason, stream)) fatal("%s", reason.text);
 }
@@ -337,3 +336,6 @@ static void lighthouse_select(int32_t *positions, const void *scores, const Ligh
     select_kernel<<<grid, SELECT_THREADS, shared, stream->cuda>>>(positions, (const float *)scores, *shape,
                                                                   (int)cached);
 }
+
+const SelectionOps cuda_selection = {
+    .supported = lighthouse_supported, .pool_scores = lighthouse_pool_scores, .select = lighthouse_select};

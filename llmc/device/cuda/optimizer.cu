@@ -1,5 +1,5 @@
 // One AdamW update (arXiv 1711.05101), as torch.optim.AdamW computes it.
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
 #include <math.h>
@@ -68,3 +68,5 @@ static void adamw(void *weights, void *master, void *m, void *v, const void *gra
         (bf16 *)weights, (float *)master, (float *)m, (float *)v, (const float *)grad, count,
         adamw_constants(update));
 }
+
+const OptimizerOps cuda_optimizer = {.adamw = adamw};

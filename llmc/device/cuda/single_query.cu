@@ -1,9 +1,9 @@
 // Attention of a single query a head, which cuDNN does not take: the last piece of a sequence that was cut
 // can be one. Nothing here is large, so a warp does a head and nothing is tuned.
-#pragma once
-#include "device/cuda/vector.cuh"
+#include "device/cuda/attention.cuh"
+#include "device/cuda/limits.cuh"
 
-constexpr int LANE_VALUES = 4; // of a row that a lane holds: head_dim is at most 128
+constexpr int LANE_VALUES = HEAD_DIM_MAX / WARP; // of a row that a lane holds
 
 // Lane l of a warp holds elements l, l + 32, … of a row; beyond head_dim zeros.
 struct LaneRow {
@@ -40,14 +40,9 @@ __device__ inline float dot(const LaneRow &a, const LaneRow &b) {
     return warp_sum(sum);
 }
 
-__device__ inline int64_t row_offset(const AttentionStrides &strides, int64_t batch, int64_t token,
-                                     int head) {
-    return batch * strides.batch + token * strides.token + head * strides.head;
-}
-
 // A warp per head (blockIdx.x) of each batch (blockIdx.y).
-static __global__ void single_query_forward_kernel(bf16 *out, float *logsumexp, const bf16 *query,
-                                                   const bf16 *key, const bf16 *value, AttentionShape s) {
+__global__ void single_query_forward_kernel(bf16 *out, float *logsumexp, const bf16 *query, const bf16 *key,
+                                            const bf16 *value, AttentionShape s) {
     const int head = blockIdx.x, kv_head = head / (s.heads / s.kv_heads);
     const int64_t batch = blockIdx.y;
     const LaneRow q = load_row(query + row_offset(s.query, batch, 0, head), s.head_dim);
@@ -104,9 +99,9 @@ __device__ inline float grad_score(const QueryRow &row, float probability, const
 
 // A warp per key/value head (blockIdx.x) of each batch (blockIdx.y): its query heads' gradients first, then
 // those of its keys and values, each summed over the query heads in order.
-static __global__ void single_query_backward_kernel(bf16 *grad_query, bf16 *grad_key, bf16 *grad_value,
-                                                    QueryInputs in, const bf16 *key, const bf16 *value,
-                                                    AttentionShape s) {
+__global__ void single_query_backward_kernel(bf16 *grad_query, bf16 *grad_key, bf16 *grad_value,
+                                             QueryInputs in, const bf16 *key, const bf16 *value,
+                                             AttentionShape s) {
     const int kv_head = blockIdx.x, group = s.heads / s.kv_heads, first_head = kv_head * group;
     const int64_t batch = blockIdx.y;
     const float scale = (float)s.scale;
@@ -135,16 +130,16 @@ static __global__ void single_query_backward_kernel(bf16 *grad_query, bf16 *grad
     }
 }
 
-static void single_query_forward(void *out, void *logsumexp, const void *query, const void *key,
-                                 const void *value, const AttentionShape *shape, Stream *stream) {
+void single_query_forward(void *out, void *logsumexp, const void *query, const void *key, const void *value,
+                          const AttentionShape *shape, Stream *stream) {
     const dim3 grid((unsigned)shape->heads, (unsigned)shape->batch);
     single_query_forward_kernel<<<grid, 32, 0, stream->cuda>>>(
         (bf16 *)out, (float *)logsumexp, (const bf16 *)query, (const bf16 *)key, (const bf16 *)value, *shape);
 }
 
-static void single_query_backward(void *grad_query, void *grad_key, void *grad_value, const void *grad_out,
-                                  const void *query, const void *key, const void *value, const void *out,
-                                  const void *logsumexp, const AttentionShape *shape, Stream *stream) {
+void single_query_backward(void *grad_query, void *grad_key, void *grad_value, const void *grad_out,
+                           const void *query, const void *key, const void *value, const void *out,
+                           const void *logsumexp, const AttentionShape *shape, Stream *stream) {
     const dim3 grid((unsigned)shape->kv_heads, (unsigned)shape->batch);
     const QueryInputs in = {(const bf16 *)grad_out, (const bf16 *)query, (const bf16 *)out,
                             (const float *)logsumexp};

@@ -1,5 +1,5 @@
 // SwiGLU: out = silu(gate) * up.
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
 __device__ inline float sigmoid(float x) {
@@ -56,3 +56,5 @@ static void swiglu_backward(void *grad_gate_up, const void *grad_out, const void
     swiglu_backward_kernel<<<shape.grid, shape.block, 0, stream->cuda>>>(
         (bf16 *)grad_gate_up, (const bf16 *)grad_out, (const bf16 *)gate_up, rows, dim / WIDTH);
 }
+
+const SwigluOps cuda_swiglu = {.forward = swiglu_forward, .backward = swiglu_backward};

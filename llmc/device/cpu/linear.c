@@ -1,7 +1,7 @@
 // Linear layers: three products of two stored matrices, by tiles of the result. Tiles have one size whatever
 // the number of threads, and one thread makes each of them whole, so neither do the results depend on it.
 #include "device/cpu/matrix.h"
-#include "device/cpu/ops_matrix.h"
+#include "device/cpu/operations.h"
 
 enum { TILE = 128, DEPTH = 512 };
 _Static_assert(TILE *TILE + 2 * TILE * DEPTH <= SCRATCH_ELEMENTS, "a tile and its panels fit the scratch");
@@ -60,20 +60,24 @@ static void product(Destination out, Matrix a, Matrix b, int64_t rows, int64_t c
         }
 }
 
-void CPU_NAME(linear_forward)(void *out, const void *a, const void *weight, const void *addend, int64_t rows,
-                              int64_t outputs, int64_t inputs, Stream *stream) {
+static void linear_forward(void *out, const void *a, const void *weight, const void *addend, int64_t rows,
+                           int64_t outputs, int64_t inputs, Stream *stream) {
     product((Destination){.stored = out, .addend = addend}, (Matrix){a, inputs, false},
             (Matrix){weight, inputs, true}, rows, outputs, inputs, stream);
 }
 
-void CPU_NAME(linear_backward_input)(void *grad_a, const void *grad_out, const void *weight, int64_t rows,
-                                     int64_t outputs, int64_t inputs, Stream *stream) {
+static void linear_backward_input(void *grad_a, const void *grad_out, const void *weight, int64_t rows,
+                                  int64_t outputs, int64_t inputs, Stream *stream) {
     product((Destination){.stored = grad_a}, (Matrix){grad_out, outputs, false},
             (Matrix){weight, inputs, false}, rows, inputs, outputs, stream);
 }
 
-void CPU_NAME(linear_backward_weight)(void *grad_weight, const void *grad_out, const void *a, int64_t rows,
-                                      int64_t outputs, int64_t inputs, Stream *stream) {
+static void linear_backward_weight(void *grad_weight, const void *grad_out, const void *a, int64_t rows,
+                                   int64_t outputs, int64_t inputs, Stream *stream) {
     product((Destination){.accumulated = grad_weight}, (Matrix){grad_out, outputs, true},
             (Matrix){a, inputs, false}, outputs, inputs, rows, stream);
 }
+
+const LinearOps CPU_NAME(linear) = {.forward = linear_forward,
+                                    .backward_input = linear_backward_input,
+                                    .backward_weight = linear_backward_weight};

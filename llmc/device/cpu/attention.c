@@ -2,12 +2,12 @@
 // made whole by one thread, in a fixed order: the same bits for any number of threads, and nothing of size
 // query_len x key_len is ever held.
 #include "device/cpu/matrix.h"
-#include "device/cpu/ops_matrix.h"
+#include "device/cpu/operations.h"
 
 #include <tgmath.h>
 
 // Queries and keys of a block: fewer for very wide heads, so that blocks fit the scratch.
-enum { BLOCK = 64, BLOCK_ELEMENTS = BLOCK * 256 };
+enum { BLOCK = 64, BLOCK_ELEMENTS = HEAD_DIM_MAX };
 _Static_assert(7 * BLOCK_ELEMENTS + 2 * BLOCK * BLOCK + 2 * BLOCK <= SCRATCH_ELEMENTS,
                "the backward's blocks fit the scratch");
 
@@ -114,14 +114,14 @@ static void forward_block(storage_t *out, accumulator_t *logsumexp, const storag
     store_tokens(out, shape->output, queries, sums, shape);
 }
 
-size_t CPU_NAME(attention_workspace)(const AttentionShape *shape, bool backward, Stream *stream) {
+static size_t attention_workspace(const AttentionShape *shape, bool backward, Stream *stream) {
     (void)shape, (void)backward, (void)stream;
     return 0; // the threads' scratch is enough
 }
 
-void CPU_NAME(attention_forward)(void *out, void *logsumexp, const void *query, const void *key,
-                                 const void *value, const AttentionShape *shape, void *workspace,
-                                 Stream *stream) {
+static void attention_forward(void *out, void *logsumexp, const void *query, const void *key,
+                              const void *value, const AttentionShape *shape, void *workspace,
+                              Stream *stream) {
     (void)workspace;
     const int64_t block = block_size(shape);
 #pragma omp parallel for collapse(3) schedule(dynamic) num_threads(stream->threads)
@@ -266,10 +266,10 @@ static void grad_key_block(storage_t *grad_key, storage_t *grad_value, const Inp
     store_tokens(grad_value, shape->grad_value, block, value_sums, shape);
 }
 
-void CPU_NAME(attention_backward)(void *grad_query, void *grad_key, void *grad_value, const void *grad_out,
-                                  const void *query, const void *key, const void *value, const void *out,
-                                  const void *logsumexp, const AttentionShape *shape, void *workspace,
-                                  Stream *stream) {
+static void attention_backward(void *grad_query, void *grad_key, void *grad_value, const void *grad_out,
+                               const void *query, const void *key, const void *value, const void *out,
+                               const void *logsumexp, const AttentionShape *shape, void *workspace,
+                               Stream *stream) {
     (void)workspace;
     const Inputs in = {grad_out, query, key, value, out, logsumexp, shape};
     const int64_t block = block_size(shape);
@@ -304,8 +304,8 @@ static void merge_query(accumulator_t *sum, accumulator_t *logsumexp, const stor
     *logsumexp = (a > b ? a : b) + log1p(ratio);
 }
 
-void CPU_NAME(attention_merge)(void *sum, void *logsumexp, const void *part, const void *part_logsumexp,
-                               const AttentionShape *shape, bool first, Stream *stream) {
+static void attention_merge(void *sum, void *logsumexp, const void *part, const void *part_logsumexp,
+                            const AttentionShape *shape, bool first, Stream *stream) {
     const int64_t heads = shape->heads, head_dim = shape->head_dim, query_len = shape->query_len;
 #pragma omp parallel for collapse(3) schedule(static) num_threads(stream->threads)
     for (int64_t batch = 0; batch < shape->batch; batch++)
@@ -318,3 +318,8 @@ void CPU_NAME(attention_merge)(void *sum, void *logsumexp, const void *part, con
                     ((const accumulator_t *)part_logsumexp)[(batch * heads + head) * query_len + query],
                     head_dim, first);
 }
+
+const AttentionOps CPU_NAME(attention) = {.workspace = attention_workspace,
+                                          .forward = attention_forward,
+                                          .backward = attention_backward,
+                                          .merge = attention_merge};

@@ -1,18 +1,19 @@
 // RMSNorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + epsilon).
-#pragma once
+#include "device/cuda/limits.cuh"
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
+
+#include <assert.h>
 
 // A row is held in registers by a team of threads of one block: blockDim.x threads, whole warps, each with up
 // to TEAM_VECTORS vectors of it (vector v belongs to thread v % blockDim.x). A block has blockDim.y teams.
 constexpr int TEAM_VECTORS = 4;
 constexpr int TEAM_WARPS_MAX = 16;
 constexpr int BLOCK_WARPS = 8; // unless one team needs more
-constexpr int64_t RMSNORM_DIM_MAX = (int64_t)TEAM_WARPS_MAX * WARP * TEAM_VECTORS * WIDTH;
+static_assert(TEAM_WARPS_MAX * WARP * TEAM_VECTORS * WIDTH == DIM_MAX, "a team holds the longest row");
 
 static inline dim3 team_block(int64_t dim) {
-    if (dim > RMSNORM_DIM_MAX)
-        fatal("rows of %ld values: the normalization on CUDA takes at most %ld", (long)dim,
-              (long)RMSNORM_DIM_MAX);
+    assert(dim <= DIM_MAX);
     const int warps = (int)divide_up(dim, (int64_t)WARP * TEAM_VECTORS * WIDTH);
     return dim3((unsigned)(warps * WARP), (unsigned)(warps < BLOCK_WARPS ? BLOCK_WARPS / warps : 1));
 }
@@ -194,3 +195,5 @@ static void rmsnorm_backward(void *grad_x, void *grad_weight, const void *grad_r
     add_column_sums_kernel<<<grid_blocks(dim, WARP), dim3(WARP, WARP), 0, stream->cuda>>>(
         (float *)grad_weight, partials, (int)blocks, dim);
 }
+
+const RmsnormOps cuda_rmsnorm = {.forward = rmsnorm_forward, .backward = rmsnorm_backward};

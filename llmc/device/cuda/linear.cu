@@ -1,6 +1,6 @@
 // Linear layers, by cuBLASLt. It thinks in column-major matrices, and a row-major matrix is the transpose of
 // the column-major one in the same memory; so for a row-major product X · Y it is asked for Yᵀ · Xᵀ.
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/stream.cuh"
 
 #include <assert.h>
@@ -114,7 +114,7 @@ static const Matmul *matmul_find(MatmulKind kind, int64_t rows, int64_t outputs,
     return matmul;
 }
 
-static void matmuls_free(Stream *stream) {
+void matmuls_free(Stream *stream) {
     while (stream->matmuls) {
         Matmul *matmul = stream->matmuls;
         stream->matmuls = matmul->next;
@@ -162,3 +162,7 @@ static void linear_backward_weight(void *grad_weight, const void *grad_out, cons
     matmul_run(LINEAR_BACKWARD_WEIGHT, grad_weight, a, grad_out, grad_weight, rows, outputs, inputs, bytes,
                stream);
 }
+
+const LinearOps cuda_linear = {.forward = linear_forward,
+                               .backward_input = linear_backward_input,
+                               .backward_weight = linear_backward_weight};

@@ -1,5 +1,5 @@
 // Token embedding: rows of a table, and the gradient of that table.
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
 #include <cub/device/device_radix_sort.cuh>
@@ -162,7 +162,7 @@ static int64_t embedding_slice(int64_t dim) {
 }
 
 static EmbeddingScratch embedding_scratch(void *workspace, int64_t rows, int64_t dim) {
-    const size_t ints = (size_t)divide_up(rows, 64) * 64 * sizeof(int32_t); // a multiple of 256 bytes
+    const size_t ints = (size_t)round_up(rows, 64) * sizeof(int32_t); // a multiple of 256 bytes
     const size_t sums = (size_t)divide_up(rows, SORTED_CHUNK) * 2 * (size_t)dim * sizeof(float);
     char *at = (char *)workspace;
     EmbeddingScratch scratch;
@@ -170,7 +170,7 @@ static EmbeddingScratch embedding_scratch(void *workspace, int64_t rows, int64_t
     scratch.sorted_tokens = (int32_t *)(at + ints);
     scratch.sorted_rows = (int32_t *)(at + 2 * ints);
     scratch.partials = (float *)(at + 3 * ints);
-    const size_t used = 3 * ints + (sums + 255) / 256 * 256;
+    const size_t used = 3 * ints + (size_t)round_up((int64_t)sums, 256);
     scratch.sort = at + used;
     scratch.sort_bytes = WORKSPACE_BYTES - used;
     return scratch;
@@ -204,3 +204,5 @@ static void embedding_backward(void *grad_weight, const void *grad_out, const in
         embedding_backward_slice((float *)grad_weight, (const bf16 *)grad_out + first * dim, tokens + first,
                                  min_i64(slice, rows - first), dim, vocab, stream);
 }
+
+const EmbeddingOps cuda_embedding = {.forward = embedding_forward, .backward = embedding_backward};

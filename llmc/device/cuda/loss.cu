@@ -1,5 +1,5 @@
 // Cross-entropy of logits against target tokens, and its gradient in place of the logits.
-#pragma once
+#include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
 #include <float.h>
@@ -128,7 +128,7 @@ static void cross_entropy(void *losses, void *logits, const int32_t *targets, in
     OpScope scope(stream, "cross_entropy", (double)rows * ((gradient ? 4.0 : 2.0) * (double)vocab + 8));
     if (rows == 0) return;
     const int64_t vectors = divide_up(vocab, WIDTH);
-    const int64_t threads = min_i64(divide_up(vectors, WARP) * WARP, ENTROPY_THREADS);
+    const int64_t threads = min_i64(round_up(vectors, WARP), ENTROPY_THREADS);
     if (!gradient) {
         cross_entropy_kernel<false><<<(unsigned)rows, (unsigned)threads, 0, stream->cuda>>>(
             (float *)losses, (bf16 *)logits, targets, vocab, 0, 0);
@@ -143,3 +143,5 @@ static void cross_entropy(void *losses, void *logits, const int32_t *targets, in
     cross_entropy_kernel<true><<<(unsigned)rows, (unsigned)threads, (size_t)shared, stream->cuda>>>(
         (float *)losses, (bf16 *)logits, targets, vocab, (int)cached, (float)gradient_scale);
 }
+
+const LossOps cuda_loss = {.cross_entropy = cross_entropy};
