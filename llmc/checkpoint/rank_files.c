@@ -58,19 +58,16 @@ static size_t chunk_bytes(size_t bytes, size_t done) {
 }
 
 static bool append_from_device(FileWriter *writer, const RankFiles *files, const RankFile *file,
-                               Device *device) {
-    void *chunk = host_allocate(CHUNK_BYTES, 1, "a chunk of a checkpoint");
-    bool good = true;
-    for (int i = 0; good && i < file->run_count; i++) {
+                               Device *device, void *chunk) {
+    for (int i = 0; i < file->run_count; i++) {
         const MemoryRun *run = &files->runs[file->first_run + i];
-        for (size_t done = 0; good && done < run->bytes; done += CHUNK_BYTES) {
+        for (size_t done = 0; done < run->bytes; done += CHUNK_BYTES) {
             const size_t part = chunk_bytes(run->bytes, done);
             device->download(device, chunk, (const char *)run->memory + done, part);
-            good = file_append(writer, chunk, part);
+            if (!file_append(writer, chunk, part)) return false;
         }
     }
-    free(chunk);
-    return good;
+    return true;
 }
 
 // In chunks, so that it can stop early.
@@ -84,12 +81,12 @@ static bool append_from_copy(FileWriter *writer, const RankFiles *files, const R
 
 // False with the reason in errno.
 static bool write_file(const RankFiles *files, const RankFile *file, const char *path, Device *device,
-                       const atomic_bool *cancelled, ManifestEntry *entry) {
+                       void *chunk, const atomic_bool *cancelled, ManifestEntry *entry) {
     FileWriter writer;
     if (!file_create(&writer, path)) return false;
     if (!file_append(&writer, file->text, file->text_bytes) ||
-        !(file->copy ? append_from_copy(&writer, files, file, cancelled)
-                     : append_from_device(&writer, files, file, device))) {
+        !(files->copied ? append_from_copy(&writer, files, file, cancelled)
+                        : append_from_device(&writer, files, file, device, chunk))) {
         file_abandon(&writer);
         return false;
     }
@@ -100,13 +97,17 @@ static bool write_file(const RankFiles *files, const RankFile *file, const char 
 
 bool rank_files_write(const RankFiles *files, const char *directory, Device *device,
                       const atomic_bool *cancelled, Manifest *written, Reason *reason) {
-    for (int i = 0; i < files->count; i++) {
+    void *chunk = files->copied ? NULL : host_allocate(CHUNK_BYTES, 1, "a chunk of a checkpoint");
+    bool good = true;
+    for (int i = 0; good && i < files->count; i++) {
         const RankFile *file = &files->list[i];
         const Path path = path_below(directory, file->name);
-        if (write_file(files, file, path.text, device, cancelled, &written->list[written->count]))
+        good = write_file(files, file, path.text, device, chunk, cancelled, &written->list[written->count]);
+        if (good)
             written->count++;
-        else
-            return *cancelled ? false : fail_errno(reason, "write", path.text);
+        else if (!*cancelled)
+            fail_errno(reason, "write", path.text);
     }
-    return true;
+    free(chunk);
+    return good;
 }

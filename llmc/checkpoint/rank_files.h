@@ -17,7 +17,7 @@ typedef struct {
     char *text;
     size_t text_bytes;
     int first_run, run_count;
-    const char *copy; // of its runs, one after the other, in host memory; NULL: the device has to be asked
+    const char *copy; // of its runs, one after the other, in host memory, if the files are copied
 } RankFile;
 
 typedef struct {
@@ -25,6 +25,7 @@ typedef struct {
     int count, capacity;
     MemoryRun *runs; // of all files, in their order
     int run_count, run_capacity;
+    bool copied; // else what the runs hold is read from the device when it is written
 } RankFiles;
 
 // Adds a file that is this text so far; the list frees it.

@@ -32,7 +32,6 @@ struct Saver {
     int64_t step;
     Retention retention;
     RankFiles files;
-    bool copied; // the files are, to host memory; else they are written from the device
     Device *device;
     Manifest written; // by this rank
     char *manifest;   // rank 0's text of what all wrote
@@ -81,7 +80,7 @@ static void *do_work(void *saver_address) {
 
 // In a thread of its own, where there is a copy for it to read.
 static void start_work(Saver *saver) {
-    saver->working = saver->copied && pthread_create(&saver->thread, NULL, do_work, saver) == 0;
+    saver->working = saver->files.copied && pthread_create(&saver->thread, NULL, do_work, saver) == 0;
     if (!saver->working) do_work(saver);
 }
 
@@ -232,10 +231,10 @@ void saver_begin(Saver *saver, const TrainingState *state, const SaveRequest *re
     saver->cancelled = false;
     list_files(&saver->files, state, request);
     saver->written = manifest_create(saver->files.count);
-    saver->copied = saver->asynchronous && copy_files(saver);
-    if (saver->copied) under_way = saver;
+    const bool beside_training = saver->asynchronous && copy_files(saver);
+    if (beside_training) under_way = saver;
     enter(saver, PREPARE);
-    if (!saver->copied) saver->outcome = saver_finish(saver);
+    if (!beside_training) saver->outcome = saver_finish(saver);
 }
 
 // What rank 0 has to say is the message of all.
@@ -257,7 +256,7 @@ SaveOutcome saver_poll(Saver *saver) {
     const int mine = saver_local_state(saver);
     // Without a copy a rank writes all it has to before it answers.
     communicator_gather(saver->communicator, states, &mine, sizeof(mine),
-                        saver->copied ? "saving a checkpoint" : NULL);
+                        saver->files.copied ? "saving a checkpoint" : NULL);
     const SaveOutcome outcome = saver_advance(saver, states);
     free(states);
     return outcome;

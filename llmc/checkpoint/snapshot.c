@@ -46,6 +46,7 @@ bool snapshot_reserve(Snapshot *snapshot, const RankFiles *files, int sharers) {
 
 void snapshot_take(Snapshot *snapshot, RankFiles *files, Device *device) {
     char *to = snapshot->memory;
+    files->copied = true;
     for (int i = 0; i < files->count; i++) {
         RankFile *file = &files->list[i];
         file->copy = to;
