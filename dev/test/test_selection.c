@@ -194,7 +194,7 @@ static StorageType accumulator_of(const Layer *l) {
 static size_t position_count(const LighthouseShape *s) {
     return (size_t)(s->batch * s->heads * s->pyramid);
 }
-static size_t score_rows(const LighthouseShape *s) {
+static size_t all_score_rows(const LighthouseShape *s) {
     return (size_t)(s->batch * (s->heads + s->kv_heads));
 }
 static size_t qkv_count(const LighthouseShape *s) {
@@ -225,7 +225,7 @@ static Layer layer_open(Device *device, const LighthouseShape *shape) {
     l.layer.gathered = take(device, 3 * sub_out_count(shape), storage);
     l.layer.sub_out = take(device, sub_out_count(shape), storage);
     l.layer.logsumexp = take(device, (size_t)(shape->batch * shape->heads * shape->entries), accumulator);
-    l.scores = take(device, score_rows(shape) * (size_t)shape->pyramid, accumulator);
+    l.scores = take(device, all_score_rows(shape) * (size_t)shape->pyramid, accumulator);
     l.qkv = take(device, qkv_count(shape), storage);
     l.out = take(device, out_count(shape), storage);
     l.grad_qkv = take(device, qkv_count(shape), storage);
@@ -288,7 +288,7 @@ static double *random_angles(const LighthouseShape *shape) {
 // Positions by the device's selection from level-0 scores [batch, heads + kv_heads, seq_len].
 static int32_t *select_by(Device *device, const LighthouseShape *shape, const double *level_0) {
     const size_t pyramid = (size_t)shape->pyramid, seq_len = (size_t)shape->seq_len;
-    const size_t count = score_rows(shape) * pyramid;
+    const size_t count = all_score_rows(shape) * pyramid;
     const StorageType accumulator = accumulator_type(device->ops->storage);
     double *values = host_allocate(count, sizeof(double), "scores");
     for (size_t i = 0; i < count; i++)
@@ -508,7 +508,7 @@ typedef enum { NORMAL, EQUAL, FEW_VALUES, EXTREMES, ALL_NAN, SCORE_KINDS } Score
 static double *make_scores(const LighthouseShape *shape, ScoreKind kind) {
     static const double few[] = {-1.5, -0.0, 0, 0.25, 0.5};
     static const double extremes[] = {INFINITY, -INFINITY, NAN, 3e38, -3e38, 1e-45};
-    const size_t count = score_rows(shape) * (size_t)shape->seq_len;
+    const size_t count = all_score_rows(shape) * (size_t)shape->seq_len;
     double *scores = random_values(count);
     for (size_t i = 0; i < count && kind != NORMAL; i++)
         scores[i] = kind == EQUAL        ? 0.75
@@ -963,7 +963,7 @@ static Holder holder_open(const Layer *l, int64_t number, int64_t holders, const
                                   s->seq_len / holders, s->heads, s->kv_heads, s->head_dim),
                 .pieces = {number, pieces - 1 - number}};
     h.shape.pieces = 2;
-    double *scores = take_pieces(level_0, &h, pieces, (int64_t)score_rows(s), s->seq_len, 1);
+    double *scores = take_pieces(level_0, &h, pieces, (int64_t)all_score_rows(s), s->seq_len, 1);
     double *own_sub_out = take_pieces(sub_out, &h, pieces, s->batch, s->entries, width);
     double *own_grad_out = take_pieces(grad_out, &h, pieces, s->batch, s->seq_len, width);
     int32_t *positions = select_by(device, &h.shape, scores);

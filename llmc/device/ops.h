@@ -122,7 +122,7 @@ typedef struct {
     // Whether the device can do this shape; if not, why, for the user.
     bool (*supported)(const LighthouseShape *shape, Reason *reason, const Stream *stream);
 
-    // Fills the coarser levels of scores A[batch, heads + kv_heads, pyramid] (query heads, then key heads)
+    // Fills the coarser levels of scores A[batch, heads + key_score_heads, pyramid] (query heads, then key heads)
     // from level 0: the maximum over the tokens covered. NaN counts as -infinity; level 0 is left as it is.
     void (*pool_scores)(void *scores, const LighthouseShape *shape, Stream *stream);
 

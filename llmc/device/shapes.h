@@ -36,6 +36,7 @@ typedef struct {
 typedef struct {
     int64_t batch, seq_len;
     int heads, kv_heads, head_dim;
+    int key_score_heads; // of the keys' scores: kv_heads, or heads if keys are scored for each query head
     int levels;
     int log2_pool;   // pool, a power of two: how many entries of a level one of the next covers
     int tile;        // parents that a chunk picks at each level
@@ -45,6 +46,11 @@ typedef struct {
     int pieces;      // equal parts of seq_len, each a whole number of chunks, that do not follow one another
                      // (context parallelism); 1: one whole sequence
 } LighthouseShape;
+
+// Rows of a sequence's scores: query heads, then key heads.
+static inline int64_t score_rows(const LighthouseShape *shape) {
+    return shape->heads + shape->key_score_heads;
+}
 
 // Entries of a level, and where the level starts in a head's pyramid.
 static inline int64_t level_entries(const LighthouseShape *shape, int level) {

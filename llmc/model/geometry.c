@@ -99,6 +99,7 @@ LighthouseShape lighthouse_shape(const LighthouseSettings *settings, int64_t bat
     shape.seq_len = seq_len;
     shape.heads = heads;
     shape.kv_heads = kv_heads;
+    shape.key_score_heads = kv_heads;
     shape.head_dim = head_dim;
     shape.levels = (int)settings->levels;
     while ((int64_t)1 << shape.log2_pool < settings->pool) shape.log2_pool++;

@@ -15,7 +15,7 @@ typedef struct {
 // into equal parts of at least tile.
 bool lighthouse_valid(const LighthouseSettings *settings, int64_t seq_len, Reason *reason);
 
-// The shape of valid settings.
+// The shape of valid settings, keys scored once for the query heads that share them.
 LighthouseShape lighthouse_shape(const LighthouseSettings *settings, int64_t batch, int64_t seq_len,
                                  int heads, int kv_heads, int head_dim);
 

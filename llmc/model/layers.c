@@ -35,6 +35,7 @@ static void settle_lighthouse(Layers *l, const LayersSettings *s) {
     const LighthouseShape whole = lighthouse_shape(&s->lighthouse, s->batch, s->seq_len * ranks,
                                                    (int)c->heads, (int)c->kv_heads, (int)head_dim(c));
     l->lighthouse = lighthouse_part(whole, ranks);
+    if (l->scorer->keys_for_each_query_head) l->lighthouse.key_score_heads = l->lighthouse.heads;
     Reason reason;
     Device *device = l->device;
     if (!device->ops->selection.supported(&l->lighthouse, &reason, device->stream))
@@ -55,8 +56,8 @@ static void plan_working_memory(Layers *l, const LayersSettings *s, MemoryPlan *
     const size_t storage = storage_size(storage_of(l)), accumulator = storage_size(accumulator_of(l));
     const bool selects = layers_of_kind(s, l->config.layers, LAYER_LIGHTHOUSE) > 0;
     const bool dense = layers_of_kind(s, l->config.layers, LAYER_DENSE) > 0;
-    const size_t score_heads = (size_t)(l->config.heads + l->config.kv_heads);
-    const size_t scores = selects ? (size_t)(l->batch * l->lighthouse.pyramid) * score_heads : 0;
+    const int64_t rows_of_scores = selects ? l->batch * score_rows(&l->lighthouse) : 0;
+    const size_t scores = (size_t)(rows_of_scores * l->lighthouse.pyramid);
     const size_t halo = selects && l->context ? (size_t)lighthouse_halo_elements(&l->lighthouse) : 0;
     // Where no layer is trained dense, validation still runs the dense forward.
     const size_t dense_bytes = dense ? l->attention.workspace_bytes : l->attention.forward_bytes;

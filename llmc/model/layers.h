@@ -40,7 +40,7 @@ typedef struct {
     // Working memory, as offsets in the arena.
     const MemoryPlan *memory;
     size_t scratch;                       // S: wide gradients of half a layer, and what others share it for
-    size_t scores;                        // A[batch, heads + kv_heads, pyramid]
+    size_t scores;                        // A[batch, heads + key_score_heads, pyramid]
     size_t halo, halo_received;           // S, as lighthouse.h has a halo
     size_t grad_halo, grad_halo_received; // A
     size_t attention_workspace;

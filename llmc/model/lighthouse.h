@@ -28,7 +28,7 @@ typedef struct {
 AttentionPlan lighthouse_attention_plan(Device *device, const LighthouseShape *shape, bool deterministic,
                                         size_t workspace_bound, Collectives *context);
 
-// layer->positions from scores A[batch, heads + kv_heads, pyramid], whose level 0 the RoPE operation wrote;
+// layer->positions from scores A[batch, heads + key_score_heads, pyramid], whose level 0 a scorer wrote;
 // the coarser levels are filled here.
 void lighthouse_select(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
                        void *scores);

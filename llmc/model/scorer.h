@@ -4,9 +4,10 @@
 #include "device/device.h"
 
 typedef struct {
+    bool keys_for_each_query_head; // else once for the query heads that share a key head
     // Whether the RoPE operation writes level 0, as the norms of the queries and keys that it turns.
     bool by_rope;
-    // Else: level 0 of scores A[batch, heads + kv_heads, pyramid] from qkv S[batch, seq_len,
+    // Else: level 0 of scores A[batch, heads + key_score_heads, pyramid] from qkv S[batch, seq_len,
     // heads + 2*kv_heads, head_dim], turned by their positions.
     void (*score)(Device *device, const LighthouseShape *shape, void *scores, const void *qkv);
 } Scorer;

@@ -31,6 +31,7 @@ typedef struct {
     int64_t batch, rows, columns, inner;
     int64_t keys; // of attention that is not causal; 0: as many as rows
     int heads, kv_heads, head_dim;
+    int key_score_heads; // 0: kv_heads
     bool causal;
     int levels, log2_pool, tile, chunks; // of Lighthouse attention, whose sequence has `rows` tokens
     int pieces;                          // that it is in; 0: it is whole

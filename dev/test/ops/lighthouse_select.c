@@ -9,7 +9,7 @@ const Sizes lighthouse_sizes[LIGHTHOUSE_SIZES] = {
     {.batch = 1, .rows = 16, .heads = 1, .kv_heads = 1, .head_dim = 2,
      .levels = 2, .log2_pool = 1, .tile = 4, .chunks = 1, .variant = GATHER_PLAIN},
     {.batch = 2, .rows = 168, .heads = 4, .kv_heads = 2, .head_dim = 6,
-     .levels = 3, .log2_pool = 1, .tile = 4, .chunks = 3, .variant = GATHER_TURNED},
+     .levels = 3, .log2_pool = 1, .tile = 4, .chunks = 3, .key_score_heads = 4, .variant = GATHER_TURNED},
     {.batch = 2, .rows = 640, .heads = 3, .kv_heads = 3, .head_dim = 22,
      .levels = 2, .log2_pool = 3, .tile = 16, .chunks = 5, .variant = GATHER_PLAIN},
     {.batch = 1, .rows = 1152, .heads = 6, .kv_heads = 2, .head_dim = 128,
@@ -40,6 +40,7 @@ void set_lighthouse_shape(Case *c) {
                                .seq_len = s->rows,
                                .heads = s->heads,
                                .kv_heads = s->kv_heads,
+                               .key_score_heads = s->key_score_heads > 0 ? s->key_score_heads : s->kv_heads,
                                .head_dim = s->head_dim,
                                .levels = s->levels,
                                .log2_pool = s->log2_pool,
@@ -54,7 +55,7 @@ void set_lighthouse_shape(Case *c) {
 // The scores of all levels.
 static double *add_scores(Case *c, Role role) {
     return add_tensor(c, "scores", role, ACCUMULATED,
-                      c->sizes.batch * (c->sizes.heads + c->sizes.kv_heads) * c->lighthouse.pyramid);
+                      c->sizes.batch * score_rows(&c->lighthouse) * c->lighthouse.pyramid);
 }
 
 static void describe_lighthouse_pool_scores(Case *c) {
@@ -145,10 +146,10 @@ static void select_for_head(double *positions, const double *query_scores, const
 
 static void select_by_scores(double *positions, const double *scores, const LighthouseShape *shape) {
     for (int64_t i = 0; i < shape->batch * shape->heads; i++) {
-        const int64_t head = i % shape->heads, kv_head = head / (shape->heads / shape->kv_heads);
-        const double *rows = scores + i / shape->heads * (shape->heads + shape->kv_heads) * shape->pyramid;
+        const int64_t head = i % shape->heads, key_head = head / (shape->heads / shape->key_score_heads);
+        const double *rows = scores + i / shape->heads * score_rows(shape) * shape->pyramid;
         select_for_head(positions + i * shape->pyramid, rows + head * shape->pyramid,
-                        rows + (shape->heads + kv_head) * shape->pyramid, shape);
+                        rows + (shape->heads + key_head) * shape->pyramid, shape);
     }
 }
 
@@ -160,7 +161,7 @@ void add_positions(Case *c) {
     const LighthouseShape *shape = &c->lighthouse;
     double *positions =
         add_tensor(c, "positions", INPUT, INT32, shape->batch * shape->heads * shape->pyramid);
-    const size_t count = (size_t)(shape->batch * (shape->heads + shape->kv_heads) * shape->pyramid);
+    const size_t count = (size_t)(shape->batch * score_rows(shape) * shape->pyramid);
     double *scores = host_allocate(count, sizeof(double), "scores");
     random_fill(scores, count);
     select_by_scores(positions, scores, shape);

@@ -17,13 +17,13 @@ static bool supported(const LighthouseShape *shape, Reason *reason, const Stream
 
 static const accumulator_t *row_of_scores(const void *scores, int64_t batch, int64_t head,
                                           const LighthouseShape *shape) {
-    return (const accumulator_t *)scores + (batch * (shape->heads + shape->kv_heads) + head) * shape->pyramid;
+    return (const accumulator_t *)scores + (batch * score_rows(shape) + head) * shape->pyramid;
 }
 
 // --- scores of the coarser levels -----------------------------------------------------------------------
 
 static void pool_scores(void *scores, const LighthouseShape *shape, Stream *stream) {
-    const int64_t pool = 1 << shape->log2_pool, rows = shape->batch * (shape->heads + shape->kv_heads);
+    const int64_t pool = 1 << shape->log2_pool, rows = shape->batch * score_rows(shape);
 #pragma omp parallel for schedule(static) num_threads(stream->threads)
     for (int64_t row = 0; row < rows; row++) {
         const accumulator_t *below = (accumulator_t *)scores + row * shape->pyramid;
@@ -56,8 +56,8 @@ static Chunk chunk_at(int32_t *positions, const void *scores, int64_t batch, int
                       const LighthouseShape *shape) {
     int32_t *row = positions + (batch * shape->heads + head) * shape->pyramid;
     const accumulator_t *query_row = row_of_scores(scores, batch, head, shape);
-    const accumulator_t *key_row =
-        row_of_scores(scores, batch, shape->heads + kv_head_of(head, shape), shape);
+    const int64_t key_head = head / (shape->heads / shape->key_score_heads);
+    const accumulator_t *key_row = row_of_scores(scores, batch, shape->heads + key_head, shape);
     Chunk c = {.shape = shape};
     for (int level = 0; level < shape->levels; level++) {
         c.entries[level] = level_entries(shape, level) / shape->chunks;

@@ -22,7 +22,7 @@ __global__ void pool_scores_kernel(float *scores, int64_t pyramid, int64_t below
 }
 
 static void lighthouse_pool_scores(void *scores, const LighthouseShape *shape, Stream *stream) {
-    const int rows = shape->heads + shape->kv_heads;
+    const int rows = (int)score_rows(shape);
     OpScope scope(stream, "lighthouse_pool_scores", 4.0 * (double)shape->batch * rows * shape->pyramid);
     for (int level = 1; level < shape->levels; level++) {
         const int block = 256;
@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(SELECT_THREADS, 2)
     __shared__ SelectShared shared;
     int32_t *parents = reinterpret_cast<int32_t *>(select_memory + cached); // [levels - 1, tile]
     const int64_t chunk = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
-    const int64_t rows = shape.heads + shape.kv_heads;
-    const int key_head = (int)blockIdx.y / (shape.heads / shape.kv_heads);
+    const int64_t rows = shape.heads + shape.key_score_heads;
+    const int key_head = (int)blockIdx.y / (shape.heads / shape.key_score_heads);
     const float *query_scores = scores + (batch * rows + head) * shape.pyramid;
     const float *key_scores = scores + (batch * rows + shape.heads + key_head) * shape.pyramid;
     int32_t *places = positions + (batch * shape.heads + head) * shape.pyramid;
