@@ -59,6 +59,7 @@ GPU_ARCH ?= $(or $(patsubst sm_90,sm_90a,$(addprefix sm_,$(GPU_FOUND))),sm_80 sm
 GENCODE := $(foreach arch,$(GPU_ARCH),-gencode=arch=$(arch:sm_%=compute_%),code=$(arch))
 NVCCFLAGS += -std=c++17 -O3 -g -lineinfo $(GENCODE) $(DEFINES) $(CUDA_FLAGS) -MMD -MP -Xcompiler -fopenmp,-Wall,-Wextra,-Werror -Werror all-warnings
 CXXFLAGS += -std=c++17 -O2 -g $(WARNINGS) $(DEFINES) -MMD -MP -Illmc $(filter -I%,$(CUDA_FLAGS)) -isystem $(CUDNN_FRONTEND)
+INCLUDES += $(filter -I%,$(CUDA_FLAGS))
 LIBRARY += $(patsubst %.cu,$(BUILD)/%.o,$(wildcard llmc/device/cuda/*.cu)) $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard llmc/device/cuda/*.cpp))
 LIBS += $(filter -L%,$(CUDA_FLAGS)) -lcublasLt -lcudnn -lnccl -lnvrtc -lcudart -lstdc++
 LINK = $(CXX) -fopenmp
@@ -81,7 +82,7 @@ $(BUILD)/test_lighthouse: $(BUILD)/test_lighthouse.o $(TESTS:%.c=$(BUILD)/%.o) $
 # Each file of dev/evaluate and dev/bench is a program; the benchmarks measure CUDA devices.
 TOOLS := $(patsubst %.c,$(BUILD)/%,$(wildcard dev/evaluate/*.c))
 ifeq ($(DEVICE),cuda)
-TOOLS += $(patsubst %.cu,$(BUILD)/%,$(wildcard dev/bench/*.cu))
+TOOLS += $(patsubst %.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
 endif
 tools: $(TOOLS)
 
@@ -99,7 +100,11 @@ $(BUILD)/%.storage$(1).o: %.c | $(BUILD)/libraries
 endef
 $(foreach storage,64 32 16,$(eval $(call cpu_storage,$(storage))))
 
-ifeq ($(DEVICE),cuda)
+# The programs' own code is C.
+$(BUILD)/train_lighthouse.o $(BUILD)/test_lighthouse.o: $(BUILD)/%.o: %.cu | $(BUILD)/libraries
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(INCLUDES) -x c -c -o $@ $<
+
 $(BUILD)/%.o: %.cu | $(BUILD)/libraries
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(INCLUDES) -c -o $@ $<
@@ -107,12 +112,6 @@ $(BUILD)/%.o: %.cu | $(BUILD)/libraries
 $(BUILD)/%.o: %.cpp | $(BUILD)/libraries
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -c -o $@ $<
-else
-# The programs' own code is C: without nvcc the C compiler takes it.
-$(BUILD)/%.o: %.cu | $(BUILD)/libraries
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(INCLUDES) -x c -c -o $@ $<
-endif
 
 # Each library is looked for by compiling and linking with it. check_library: name, header, flags, how to get it
 define check_library
