@@ -4,10 +4,6 @@
 
 #include <cjson/cJSON.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // The value of `item` if it is a whole number from 0 to 2^53 (what JSON's numbers hold exactly). False if it
 // is anything else, or NULL.
 bool json_integer(const cJSON *item, int64_t *value);
@@ -18,7 +14,3 @@ char *json_text(const cJSON *json, bool formatted);
 
 // Replaces what would break a line or drive a terminal: for messages that quote names out of such JSON.
 void make_printable(char *text);
-
-#ifdef __cplusplus
-}
-#endif

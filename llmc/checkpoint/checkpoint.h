@@ -14,10 +14,6 @@
 #include "device/device.h"
 #include "model/parameters.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 struct cJSON;
 
 // What a checkpoint is written from and read into: device buffers. The weights are whole, and the same on all
@@ -74,7 +70,3 @@ Checkpoint checkpoint_open(const Communicator *communicator, const char *resume,
 void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state);
 
 void checkpoint_close(Checkpoint *checkpoint);
-
-#ifdef __cplusplus
-}
-#endif

@@ -8,10 +8,6 @@
 
 #include <limits.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // What is in a checkpoint.
 #define CONFIG_FILE    "config.json"
 #define MODEL_FILE     "model.safetensors"
@@ -81,7 +77,3 @@ typedef struct {
 // Deletes what `retention` does not keep. Checkpoints newer than `step` belong to a run that went on from an
 // earlier one; they are not older, and stay.
 bool step_prune(const char *out_dir, int64_t step, const Retention *retention, char reason[REASON_SIZE]);
-
-#ifdef __cplusplus
-}
-#endif

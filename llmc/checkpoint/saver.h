@@ -13,10 +13,6 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/directory.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Saver Saver;
 
 // What to save where.
@@ -58,7 +54,3 @@ SaveOutcome saver_finish(Saver *saver);
 
 // One line about the save that was reported last, the same on all ranks.
 const char *saver_message(const Saver *saver);
-
-#ifdef __cplusplus
-}
-#endif

@@ -16,10 +16,6 @@
 #include "base/storage.h"
 #include "device/shapes.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // A queue of operations, with what the libraries behind them need (handles, a small workspace). Opaque here.
 typedef struct Stream Stream;
 
@@ -271,7 +267,3 @@ typedef struct Ops {
     ConvertOps convert;
     OptimizerOps optimizer;
 } Ops;
-
-#ifdef __cplusplus
-}
-#endif
