@@ -177,8 +177,8 @@ static void print_overlap(Bench *b, double step) {
 // A batch of bytes, as text prepared by dev/data has them.
 static void make_batch(Bench *b) {
     const int64_t rows = batch_rows(b);
-    b->inputs = (int32_t *)host_allocate((size_t)rows, sizeof(int32_t), "tokens");
-    b->targets = (int32_t *)host_allocate((size_t)rows, sizeof(int32_t), "tokens");
+    b->inputs = host_allocate((size_t)rows, sizeof(int32_t), "tokens");
+    b->targets = host_allocate((size_t)rows, sizeof(int32_t), "tokens");
     for (int64_t i = 0; i < rows; i++) b->inputs[i] = (int32_t)(random_u64(3, (uint64_t)i) % 256);
     for (int64_t i = 0; i < rows; i++) b->targets[i] = b->inputs[(i + 1) % rows];
 }

@@ -37,7 +37,7 @@ typedef struct {
 static const ModelConfig small_shape = {37, 24, 2, 3, 1, 20, 10000, 1e-5};
 
 static void *random_buffer(Device *device, StorageType type, int64_t count) {
-    double *values = (double *)host_allocate((size_t)count, sizeof(double), "a test");
+    double *values = host_allocate((size_t)count, sizeof(double), "a test");
     const size_t bytes = (size_t)count * storage_size(type);
     void *stored = host_allocate(bytes, 1, "a test"), *memory = device->allocate(device, bytes);
     random_fill(values, (size_t)count);
@@ -60,7 +60,7 @@ static void refill(Model *model) {
 }
 
 static Model *model_create(StorageType storage, ModelConfig config) {
-    Model *model = (Model *)host_allocate(1, sizeof(Model), "a test");
+    Model *model = host_allocate(1, sizeof(Model), "a test");
     model->config = config;
     model->table = parameter_table_create(&model->config, 1);
     model->state.device = cpu_device_create(storage);
@@ -942,7 +942,7 @@ static void write_optimizer_ranges(const char *directory, int rank, int world, c
     char *path = format_string("%s/optimizer-%05d-of-%05d.safetensors", directory, rank, world);
     FILE *file = fopen(path, "wb");
     fwrite(header, 1, size, file);
-    float *part = (float *)host_allocate((size_t)count, sizeof(float), "a test");
+    float *part = host_allocate((size_t)count, sizeof(float), "a test");
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < range_count; j++) {
             const size_t bytes = (size_t)ranges[j].count * sizeof(float);
@@ -1191,7 +1191,7 @@ static void test_strange_safetensors(void *unused) {
               "%s", reason);
     }
     const int depth = 3000000;
-    char *deep = (char *)host_allocate((size_t)depth + 6, 1, "a test");
+    char *deep = host_allocate((size_t)depth + 6, 1, "a test");
     memcpy(deep, "{\"a\":", 5);
     memset(deep + 5, '[', (size_t)depth);
     write_safetensors(path, deep, (uint64_t)depth + 5, 0);
@@ -1240,7 +1240,7 @@ static void test_safetensors(void *unused) {
     check(size % 8 == 0, "the header has %zu bytes", size);
     char contents[30 + 56], read[30 + 56];
     for (size_t i = 0; i < sizeof(contents); i++) contents[i] = (char)random_below(256);
-    char *whole = (char *)host_allocate(size + sizeof(contents), 1, "a test");
+    char *whole = host_allocate(size + sizeof(contents), 1, "a test");
     memcpy(whole, header, size);
     memcpy(whole + size, contents, sizeof(contents));
     write_all(path, whole, size + sizeof(contents));

@@ -92,8 +92,8 @@ static bool parse_entry(Damage *damage, const cJSON *json, FileEntry *entry) {
 
 static bool parse_entries(Damage *damage, const cJSON *files, FileEntries *entries) {
     if (!cJSON_IsArray(files)) return damaged(damage, "%s has no list of files", MANIFEST_FILE);
-    entries->list = (FileEntry *)host_allocate((size_t)cJSON_GetArraySize(files), sizeof(FileEntry),
-                                               "the files of a checkpoint");
+    entries->list =
+        host_allocate((size_t)cJSON_GetArraySize(files), sizeof(FileEntry), "the files of a checkpoint");
     const cJSON *item;
     cJSON_ArrayForEach (item, files)
         if (!parse_entry(damage, item, &entries->list[entries->count++])) return false;
@@ -261,7 +261,7 @@ static Checkpoint open_named(const char *resume) {
 static char *broadcast_text(const Communicator *communicator, char *text) {
     size_t bytes = text ? strlen(text) + 1 : 0;
     communicator_broadcast(communicator, &bytes, sizeof(bytes), "opening a checkpoint");
-    if (communicator->rank > 0) text = (char *)host_allocate(bytes, 1, "a checkpoint's options");
+    if (communicator->rank > 0) text = host_allocate(bytes, 1, "a checkpoint's options");
     communicator_broadcast(communicator, text, bytes, "opening a checkpoint");
     return text;
 }
@@ -371,7 +371,7 @@ static bool parse_ranges(Damage *damage, const SafetensorsFile *file, const char
                          int64_t total, OptimizerPart *part) {
     size_t most = 1;
     for (const char *comma = first; (comma = strchr(comma, ',')); comma++) most++;
-    part->ranges = (ElementRange *)host_allocate(most, sizeof(ElementRange), "the ranges of a file");
+    part->ranges = host_allocate(most, sizeof(ElementRange), "the ranges of a file");
     while (*first && *count) {
         ElementRange *range = &part->ranges[part->count++];
         if (!next_number(&first, &range->first) || !next_number(&count, &range->count))
@@ -441,8 +441,7 @@ static int compare_ranges(const void *a, const void *b) {
 static bool check_cover(Damage *damage, const OptimizerPart *parts, int files, int64_t elements) {
     int count = 0;
     for (int i = 0; i < files; i++) count += parts[i].count;
-    ElementRange *ranges =
-        (ElementRange *)host_allocate((size_t)count, sizeof(ElementRange), "the ranges of a checkpoint");
+    ElementRange *ranges = host_allocate((size_t)count, sizeof(ElementRange), "the ranges of a checkpoint");
     count = 0;
     for (int i = 0; i < files; i++)
         for (int j = 0; j < parts[i].count; j++)
@@ -471,8 +470,7 @@ static void free_parts(OptimizerPart *parts, int files) {
 // Which elements each file holds: all together every one of them, once. NULL if that is not so; else `files`
 // of them, for free_parts.
 static OptimizerPart *read_parts(Damage *damage, int files, StorageType type, int64_t elements) {
-    OptimizerPart *parts =
-        (OptimizerPart *)host_allocate((size_t)files, sizeof(OptimizerPart), "the optimizer files");
+    OptimizerPart *parts = host_allocate((size_t)files, sizeof(OptimizerPart), "the optimizer files");
     bool good = true;
     for (int i = 0; good && i < files; i++) {
         SafetensorsFile file;

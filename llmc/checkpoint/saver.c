@@ -96,7 +96,7 @@ static PlannedFile *plan_file(Saver *saver, const char *name, char *text, size_t
 static void plan_source(Saver *saver, PlannedFile *file, const void *memory, size_t bytes) {
     if (saver->source_count == saver->source_capacity) {
         saver->source_capacity = 2 * saver->source_capacity + 64;
-        saver->sources = (Source *)realloc(saver->sources, (size_t)saver->source_capacity * sizeof(Source));
+        saver->sources = realloc(saver->sources, (size_t)saver->source_capacity * sizeof(Source));
         if (!saver->sources) fatal("out of host memory: the parts of a checkpoint");
     }
     saver->sources[saver->source_count++] = (Source){memory, bytes};
@@ -155,8 +155,7 @@ static void plan_config(Saver *saver, const TrainingState *state, const SaveRequ
 static void plan_model(Saver *saver, const TrainingState *state) {
     const ParameterTable *table = state->table;
     const StorageType storage = state->device->ops->storage;
-    Tensor *tensors =
-        (Tensor *)host_allocate((size_t)table->count, sizeof(Tensor), "the tensors of a checkpoint");
+    Tensor *tensors = host_allocate((size_t)table->count, sizeof(Tensor), "the tensors of a checkpoint");
     for (int i = 0; i < table->count; i++) {
         const Parameter *parameter = &table->list[i];
         tensors[i] = (Tensor){.type = storage,
@@ -179,8 +178,8 @@ static void plan_model(Saver *saver, const TrainingState *state) {
 // This rank's parts of the buckets, in the elements of a checkpoint; those that touch are one. Sets *count.
 static ElementRange *own_ranges(const TrainingState *state, int *count) {
     const ParameterTable *table = state->table;
-    ElementRange *ranges = (ElementRange *)host_allocate((size_t)table->bucket_count, sizeof(ElementRange),
-                                                         "the ranges of a checkpoint");
+    ElementRange *ranges =
+        host_allocate((size_t)table->bucket_count, sizeof(ElementRange), "the ranges of a checkpoint");
     *count = 0;
     for (int bucket = 0; bucket < table->bucket_count; bucket++) {
         const ElementRange part = bucket_part_flat(table, bucket, state->communicator->rank);
@@ -400,8 +399,7 @@ static void set_message(Saver *saver, int rank, const char *reason) {
 }
 
 static Report *gather_reports(const Saver *saver) {
-    Report *all =
-        (Report *)host_allocate((size_t)saver->communicator->size, sizeof(Report), "reports of all ranks");
+    Report *all = host_allocate((size_t)saver->communicator->size, sizeof(Report), "reports of all ranks");
     communicator_gather(saver->communicator, all, &saver->report, sizeof(Report),
                         "the files of a checkpoint");
     return all;
@@ -468,7 +466,7 @@ SaveOutcome saver_advance(Saver *saver, const int *states) {
 }
 
 SaveOutcome saver_poll(Saver *saver) {
-    int *states = (int *)host_allocate((size_t)saver->communicator->size, sizeof(int), "states of all ranks");
+    int *states = host_allocate((size_t)saver->communicator->size, sizeof(int), "states of all ranks");
     const int mine = saver_local_state(saver);
     // Without a copy a rank writes all it has to before it answers.
     communicator_gather(saver->communicator, states, &mine, sizeof(mine),
@@ -596,7 +594,7 @@ void saver_begin(Saver *saver, const TrainingState *state, const SaveRequest *re
 }
 
 Saver *saver_create(const Communicator *communicator, bool asynchronous) {
-    Saver *saver = (Saver *)host_allocate(1, sizeof(Saver), "the saver of checkpoints");
+    Saver *saver = host_allocate(1, sizeof(Saver), "the saver of checkpoints");
     saver->communicator = communicator;
     saver->asynchronous = asynchronous;
     saver->good = true;
