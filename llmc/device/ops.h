@@ -109,8 +109,8 @@ typedef struct {
 
 // --- Lighthouse attention (arXiv 2605.06554): all around the inner attention -------------------------------
 //
-// LighthouseShape says what levels, entries, chunks and pieces are. No atomics on floating point: every result
-// is one sum in a fixed order, in the accumulator type, rounded once.
+// LighthouseShape says what levels, entries, chunks and pieces are. No atomics on floating point: every
+// result is one sum in a fixed order, in the accumulator type, rounded once.
 
 // Which entries of its pyramid a head picks.
 typedef struct {

@@ -1,6 +1,6 @@
 // Attention by cuDNN, behind an interface without cuDNN's headers, which take long to compile.
 // Here the log-sum-exp is float32 [batch, heads, query_len] without gaps, whatever the shape says of it; see
-// attention.cuh.
+// attention.cu.
 #pragma once
 #include "device/ops.h"
 
