@@ -73,6 +73,7 @@ GENCODE := $(foreach arch,$(GPU_ARCH),-gencode=arch=$(arch:sm_%=compute_%),code=
 NVCCFLAGS += -std=c++17 -O3 -g -lineinfo $(GENCODE) $(DEFINES) $(CUDA_FLAGS) -MMD -MP \
   -Xcompiler -fopenmp,-Wall,-Wextra,-Werror -Werror all-warnings
 CXXFLAGS += -std=c++17 -O2 -g $(WARNINGS) $(DEFINES) -MMD -MP -Illmc $(filter -I%,$(CUDA_FLAGS)) -isystem $(CUDNN_FRONTEND)
+INCLUDES += $(filter -I%,$(CUDA_FLAGS))
 LIBS += $(filter -L%,$(CUDA_FLAGS)) -lcublasLt -lcudnn -lnccl -lnvrtc -lcudart -lstdc++
 LINK = $(CXX) -fopenmp $(LDFLAGS)
 endif
@@ -126,7 +127,7 @@ $(BUILD)/test_lighthouse: $(BUILD)/test_lighthouse.o $(TESTS:%.c=$(BUILD)/%.o) $
 ##   tools             the programs of dev/evaluate and, for CUDA, of dev/bench, in build/DEVICE/dev
 TOOLS := $(patsubst %.c,$(BUILD)/%,$(wildcard dev/evaluate/*.c))
 ifeq ($(DEVICE),cuda)
-TOOLS += $(patsubst %.cu,$(BUILD)/%,$(wildcard dev/bench/*.cu))
+TOOLS += $(patsubst %.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
 endif
 tools: $(TOOLS)
 
@@ -144,7 +145,11 @@ $(BUILD)/%.storage$(1).o: %.c $(BUILD)/flags/cc | $(BUILD)/libraries
 endef
 $(foreach storage,64 32 16,$(eval $(call cpu_storage,$(storage))))
 
-ifeq ($(DEVICE),cuda)
+# The programs' own code is C.
+$(BUILD)/train_lighthouse.o $(BUILD)/test_lighthouse.o: $(BUILD)/%.o: %.cu $(BUILD)/flags/cc | $(BUILD)/libraries
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(INCLUDES) -x c -c -o $@ $<
+
 $(BUILD)/%.o: %.cu $(BUILD)/flags/nvcc | $(BUILD)/libraries
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(INCLUDES) -c -o $@ $<
@@ -152,12 +157,6 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags/nvcc | $(BUILD)/libraries
 $(BUILD)/%.o: %.cpp $(BUILD)/flags/cxx | $(BUILD)/libraries
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -c -o $@ $<
-else
-# The programs' own code is C: without nvcc the C compiler takes it.
-$(BUILD)/%.o: %.cu $(BUILD)/flags/cc | $(BUILD)/libraries
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(INCLUDES) -x c -c -o $@ $<
-endif
 
 # Each library is looked for by compiling and linking with it, its flags after the source, as for the programs.
 # check_library: name, header, flags, how to get it

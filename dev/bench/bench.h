@@ -16,7 +16,7 @@ static inline int compare_doubles(const void *a, const void *b) {
 
 // The median wall-clock seconds of action(context), which waits for the device, of `repeats` after `warmup`.
 static inline double median_seconds(void (*action)(void *), void *context, int warmup, int repeats) {
-    double *seconds = (double *)host_allocate((size_t)repeats, sizeof(double), "times");
+    double *seconds = host_allocate((size_t)repeats, sizeof(double), "times");
     for (int i = 0; i < warmup; i++) action(context);
     for (int i = 0; i < repeats; i++) {
         const double start = seconds_now();
@@ -34,7 +34,7 @@ static inline double median_seconds(void (*action)(void *), void *context, int w
 // Standard normal bfloat16 numbers, which repeat after 2^26.
 static inline void upload_random(Device *device, void *memory, int64_t count) {
     const int64_t period = min_i64(count, (int64_t)1 << 26);
-    uint16_t *values = (uint16_t *)host_allocate((size_t)period, sizeof(uint16_t), "random values");
+    uint16_t *values = host_allocate((size_t)period, sizeof(uint16_t), "random values");
 #pragma omp parallel for
     for (int64_t i = 0; i < period; i++)
         values[i] = bfloat16_from_float((float)random_normal(7, (uint64_t)i));

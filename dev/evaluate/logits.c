@@ -24,8 +24,8 @@ static void write_logits(FILE *file, Decoder *decoder, const int32_t *inputs, in
     const StorageType storage = decoder->layers.device->ops->storage;
     const size_t values = (size_t)(count * decoder->layers.config.vocab_size);
     void *raw = host_allocate(values, storage_size(storage), "logits");
-    double *wide = (double *)host_allocate(values, sizeof(double), "logits");
-    float *logits = (float *)host_allocate(values, sizeof(float), "logits");
+    double *wide = host_allocate(values, sizeof(double), "logits");
+    float *logits = host_allocate(values, sizeof(float), "logits");
     decoder_logits(decoder, raw, inputs, first, count);
     storage_to_double(wide, raw, storage, values);
     storage_from_double(logits, STORAGE_FLOAT32, wide, values);
@@ -55,8 +55,8 @@ int main(int argc, char **argv) {
     checkpoint_load(&checkpoint, &state);
 
     Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size, true);
-    int32_t *inputs = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
-    int32_t *targets = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
+    int32_t *inputs = host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
+    int32_t *targets = host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
     dataset_read(&data, 0, 0, seq_len, inputs, targets);
 
     const int64_t count = min_i64(RANGE, divide_up(seq_len, 3));

@@ -20,7 +20,7 @@ const Communicator alone = {.size = 1};
 const ModelConfig small_shape = {37, 24, 2, 3, 1, 20, 10000, 1e-5};
 
 static void *random_buffer(Device *device, StorageType type, int64_t count) {
-    double *values = (double *)host_allocate((size_t)count, sizeof(double), "a test");
+    double *values = host_allocate((size_t)count, sizeof(double), "a test");
     const size_t bytes = (size_t)count * storage_size(type);
     void *stored = host_allocate(bytes, 1, "a test"), *memory = device->allocate(device, bytes);
     random_fill(values, (size_t)count);
@@ -45,7 +45,7 @@ void fixture_refill(Fixture *model) {
 }
 
 Fixture *fixture_create(StorageType storage, ModelConfig config) {
-    Fixture *model = (Fixture *)host_allocate(1, sizeof(Fixture), "a test");
+    Fixture *model = host_allocate(1, sizeof(Fixture), "a test");
     model->config = config;
     model->table = parameter_table_create(&model->config, 1);
     model->state.device = cpu_device_create(storage);

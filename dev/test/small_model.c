@@ -9,7 +9,7 @@ const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0, fal
 Training *training_open(Device *device, Collectives *collectives, const ModelConfig *config,
                         const DecoderSettings *settings, const LayerKind *layer_kinds,
                         const OptimizerSettings *optimizer) {
-    Training *t = (Training *)host_allocate(1, sizeof(Training), "a training");
+    Training *t = host_allocate(1, sizeof(Training), "a training");
     *t = training_create(device, collectives, config, settings, layer_kinds, optimizer);
     training_allocate(t);
     optimizer_initialize(t->optimizer, 1);
@@ -85,7 +85,7 @@ Training *odd_training(Device *device, DecoderSettings settings, bool selection)
 
 double *odd_weights(const ParameterTable *table) {
     const size_t count = (size_t)table->elements;
-    double *values = (double *)host_allocate(count, sizeof(double), "weights");
+    double *values = host_allocate(count, sizeof(double), "weights");
     random_fill(values, count);
     for (int i = 0; i < table->count; i++) {
         const Parameter *p = &table->list[i];
@@ -94,7 +94,7 @@ double *odd_weights(const ParameterTable *table) {
             *value = p->dims == 1 ? 1 + 0.2 * *value : *value / sqrt((double)p->shape[1]);
         }
     }
-    uint16_t *rounded = (uint16_t *)host_allocate(count, sizeof(uint16_t), "weights");
+    uint16_t *rounded = host_allocate(count, sizeof(uint16_t), "weights");
     storage_from_double(rounded, STORAGE_BFLOAT16, values, count);
     storage_to_double(values, rounded, STORAGE_BFLOAT16, count);
     free(rounded);

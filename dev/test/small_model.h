@@ -4,10 +4,6 @@
 
 #include "training/step.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 extern const OptimizerSettings usual_optimizer;
 
 // A model and its optimizer, allocated and with initial weights of seed 1. NULL for collectives: one rank, and
@@ -59,7 +55,3 @@ double accumulate(Training *t, const OddBatch *batch);
 
 // The mean loss of a batch without a backward.
 double evaluate(Training *t, const OddBatch *batch, bool selection);
-
-#ifdef __cplusplus
-}
-#endif

@@ -219,7 +219,7 @@ void upload(Device *device, void *memory, StorageType type, const double *values
 
 double *download(Device *device, const void *memory, StorageType type, size_t count) {
     void *raw = host_allocate(count, storage_size(type), "a download");
-    double *values = (double *)host_allocate(count, sizeof(double), "a download");
+    double *values = host_allocate(count, sizeof(double), "a download");
     device->download(device, raw, memory, count * storage_size(type));
     storage_to_double(values, raw, type, count);
     free(raw);

@@ -3,10 +3,6 @@
 #include "parallel/communicator.h"
 #include "device/device.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // From here on only tests whose name contains one of these words run; with a count of 0 all do. A word that
 // is in the name of none is a failure in the summary.
 void test_only(int count, char **words);
@@ -70,7 +66,3 @@ void test_parallel(Device *device, const Communicator *communicator);
 
 // Those that several processes run together.
 void test_parallel_checkpoint(const Communicator *communicator);
-
-#ifdef __cplusplus
-}
-#endif

@@ -113,7 +113,7 @@ static void test_text(void *unused) {
 // --- random numbers -------------------------------------------------------------------------------------
 
 static void check_bijection(int64_t count, uint64_t key) {
-    bool *seen = (bool *)host_allocate((size_t)count, sizeof(bool), "a test");
+    bool *seen = host_allocate((size_t)count, sizeof(bool), "a test");
     int64_t moved = 0;
     for (int64_t i = 0; i < count; i++) {
         const int64_t place = random_permute(i, count, key);
@@ -365,7 +365,7 @@ static void test_parameter_names(void *unused) {
 }
 
 static float *initialized(const Parameter *parameter, uint64_t seed) {
-    float *values = (float *)host_allocate((size_t)parameter->count, sizeof(float), "a test");
+    float *values = host_allocate((size_t)parameter->count, sizeof(float), "a test");
     parameter_initialize(values, parameter, 0, parameter->count, seed);
     return values;
 }
@@ -432,7 +432,7 @@ static void test_initial_values_key(void *unused) {
         renamed.name[0] = 'x';
         float *other_name = initialized(&renamed, seed);
         const int64_t first = (int64_t)random_below((uint64_t)p->count);
-        float *rest = (float *)host_allocate((size_t)p->count, sizeof(float), "a test");
+        float *rest = host_allocate((size_t)p->count, sizeof(float), "a test");
         parameter_initialize(rest, p, first, p->count - first, seed);
         check(!memcmp(rest, values + first, (size_t)(p->count - first) * sizeof(float)),
               "%s depends on where one begins", p->name);

@@ -41,7 +41,7 @@ static void write_shard(const char *path, int token_bytes, const uint32_t *token
 }
 
 static uint32_t *random_tokens(int64_t count, uint64_t vocab_size) {
-    uint32_t *tokens = (uint32_t *)host_allocate((size_t)count, sizeof(*tokens), "a test");
+    uint32_t *tokens = host_allocate((size_t)count, sizeof(*tokens), "a test");
     for (int64_t i = 0; i < count; i++) tokens[i] = (uint32_t)random_below(vocab_size);
     return tokens;
 }
@@ -68,8 +68,8 @@ static void test_samples(void *argument) {
     check(dataset.shard_count == 3, "%d shards", dataset.shard_count);
     check(dataset.samples == samples[0] + samples[1] + samples[2], "%ld samples", (long)dataset.samples);
     check(dataset.tokens == counts[0] + counts[1] + counts[2], "%ld tokens", (long)dataset.tokens);
-    int32_t *inputs = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "a test");
-    int32_t *targets = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "a test");
+    int32_t *inputs = host_allocate((size_t)seq_len, sizeof(int32_t), "a test");
+    int32_t *targets = host_allocate((size_t)seq_len, sizeof(int32_t), "a test");
     int64_t sample = 0;
     for (int shard = 0; shard < 3; shard++)
         for (int64_t i = 0; i < samples[shard]; i++, sample++) {
@@ -96,7 +96,7 @@ static void test_order(void *unused) {
         const Dataset dataset = {.samples = samples};
         const uint64_t seed = random_below(UINT64_MAX);
         for (int64_t epoch = 0; epoch < 3; epoch++) {
-            bool *seen = (bool *)host_allocate((size_t)samples, sizeof(bool), "a test");
+            bool *seen = host_allocate((size_t)samples, sizeof(bool), "a test");
             int64_t like_last_epoch = 0, like_other_seed = 0;
             for (int64_t i = samples - 1; i >= 0; i--) { // any part of the order can be asked for first
                 const int64_t position = epoch * samples + i;
@@ -241,7 +241,7 @@ static void test_short_shards(void *unused) {
 
 static void read_last_sample(void *argument) {
     const Dataset *dataset = (const Dataset *)argument;
-    int32_t *both = (int32_t *)host_allocate((size_t)(2 * dataset->seq_len), sizeof(int32_t), "a test");
+    int32_t *both = host_allocate((size_t)(2 * dataset->seq_len), sizeof(int32_t), "a test");
     dataset_read(dataset, dataset->samples - 1, 0, dataset->seq_len, both, both + dataset->seq_len);
     free(both);
 }

@@ -39,7 +39,7 @@ static void *row_at(Device *device, void *array, int64_t row, int64_t width) {
 // Random values for the last TAIL rows of a large array, and for all rows of a small one.
 static void fill_tail(Device *device, void *large, int64_t rows, void *small, int64_t width) {
     const size_t count = (size_t)(TAIL * width);
-    double *values = (double *)host_allocate(count, sizeof(double), "values");
+    double *values = host_allocate(count, sizeof(double), "values");
     void *stored = host_allocate(count, element_size(device), "values");
     random_fill(values, count);
     storage_from_double(stored, device->ops->storage, values, count);

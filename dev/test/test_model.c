@@ -13,7 +13,7 @@ static double *fixture_values(const SafetensorsFile *file, const char *prefix, c
     char *full = format_string("%s%s", prefix, name);
     const Tensor *tensor = safetensors_find(file, full);
     if (!tensor) fatal("%s has no %s", file->path, full);
-    double *values = (double *)host_allocate((size_t)tensor->count, sizeof(double), full);
+    double *values = host_allocate((size_t)tensor->count, sizeof(double), full);
     if (!safetensors_read(file, tensor, 0, values, tensor->bytes)) fatal("cannot read %s", full);
     free(full);
     return values;
@@ -29,7 +29,7 @@ static int32_t *fixture_tokens(const SafetensorsFile *file, const char *name, in
                                int64_t *seq_len) {
     const Tensor *tensor = safetensors_find(file, name);
     double *values = fixture_values(file, "", name);
-    int32_t *tokens = (int32_t *)host_allocate((size_t)tensor->count, sizeof(int32_t), name);
+    int32_t *tokens = host_allocate((size_t)tensor->count, sizeof(int32_t), name);
     for (int64_t i = 0; i < tensor->count; i++) tokens[i] = (int32_t)values[i];
     *rows = tensor->shape[0];
     *seq_len = tensor->shape[1];
@@ -40,7 +40,7 @@ static int32_t *fixture_tokens(const SafetensorsFile *file, const char *name, in
 // A flat buffer of the table's layout from the fixture's tensors of that prefix.
 static double *fixture_parameters(const SafetensorsFile *file, const ParameterTable *table,
                                   const char *prefix) {
-    double *flat = (double *)host_allocate((size_t)table->elements, sizeof(double), prefix);
+    double *flat = host_allocate((size_t)table->elements, sizeof(double), prefix);
     for (int i = 0; i < table->count; i++) {
         double *values = fixture_values(file, prefix, table->list[i].name);
         memcpy(flat + table->list[i].offset, values, (size_t)table->list[i].count * sizeof(double));
@@ -306,7 +306,7 @@ static void logits_give_the_loss(void *argument) {
     double *losses =
         download(device, memory_at(t->memory, t->decoder->losses), accumulator_type(storage), ODD_ROWS);
     void *raw = host_allocate(COUNT * vocab, storage_size(storage), "logits");
-    double *logits = (double *)host_allocate(COUNT * vocab, sizeof(double), "logits");
+    double *logits = host_allocate(COUNT * vocab, sizeof(double), "logits");
     decoder_logits(t->decoder, raw, batch.inputs, FIRST, COUNT);
     storage_to_double(logits, raw, storage, COUNT * vocab);
     double expected[COUNT];
@@ -411,7 +411,7 @@ static void pieces_equal_whole(void *argument) {
     void *qkv = memory_at(memory, offsets[0]), *out = memory_at(memory, offsets[1]);
     void *logsumexp = memory_at(memory, offsets[2]), *grad_out = memory_at(memory, offsets[3]);
     void *grad_qkv = memory_at(memory, offsets[4]), *workspace = memory_at(memory, offsets[5]);
-    double *values = (double *)host_allocate(qkv_count, sizeof(double), "values");
+    double *values = host_allocate(qkv_count, sizeof(double), "values");
     random_fill(values, qkv_count);
     upload(device, qkv, storage, values, qkv_count);
     random_fill(values, out_count);

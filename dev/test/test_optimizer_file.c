@@ -26,7 +26,7 @@ static void write_optimizer_ranges(const char *directory, int rank, int world, c
     char *path = format_string("%s/optimizer-%05d-of-%05d.safetensors", directory, rank, world);
     FILE *file = fopen(path, "wb");
     fwrite(header, 1, size, file);
-    float *part = (float *)host_allocate((size_t)count, sizeof(float), "a test");
+    float *part = host_allocate((size_t)count, sizeof(float), "a test");
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < range_count; j++) {
             const size_t bytes = (size_t)ranges[j].count * sizeof(float);

@@ -47,8 +47,8 @@ static double tolerance_of(const Setup *s) {
 
 // From the layout of a table for several ranks to that for one (spread: the other way).
 static double *relaid(const ParameterTable *table, const double *values, bool spread) {
-    double *other = (double *)host_allocate((size_t)(spread ? table->elements : table->flat_elements),
-                                            sizeof(double), "values");
+    double *other =
+        host_allocate((size_t)(spread ? table->elements : table->flat_elements), sizeof(double), "values");
     for (int i = 0; i < table->bucket_count; i++) {
         const ParameterBucket *b = &table->buckets[i];
         memcpy(other + (spread ? b->offset : b->flat_offset), values + (spread ? b->flat_offset : b->offset),
@@ -68,8 +68,8 @@ typedef struct {
 static Sequences random_sequences(const Setup *s, int64_t micro_steps) {
     Sequences sequences = {.batches = (int)micro_steps * data_group(s).size};
     const size_t tokens = (size_t)sequences.batches * BATCH * SEQ_LEN;
-    sequences.inputs = (int32_t *)host_allocate(tokens, sizeof(int32_t), "tokens");
-    sequences.targets = (int32_t *)host_allocate(tokens, sizeof(int32_t), "tokens");
+    sequences.inputs = host_allocate(tokens, sizeof(int32_t), "tokens");
+    sequences.targets = host_allocate(tokens, sizeof(int32_t), "tokens");
     for (size_t i = 0; i < tokens; i++) {
         sequences.inputs[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
         sequences.targets[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
@@ -98,7 +98,7 @@ static void keep_positions(const Training *t, Outcome *outcome) {
     const size_t count = (size_t)(BATCH * HEADS * t->decoder->layers.lighthouse.pyramid);
     for (int64_t layer = 0; layer < t->decoder->layers.config.layers; layer++) {
         if (t->layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
-        outcome->positions[layer] = (int32_t *)host_allocate(count, sizeof(int32_t), "positions");
+        outcome->positions[layer] = host_allocate(count, sizeof(int32_t), "positions");
         t->device->download(t->device, outcome->positions[layer],
                             layer_lighthouse(&t->decoder->layers, layer).positions, count * sizeof(int32_t));
     }
@@ -222,7 +222,7 @@ static int32_t *positions_here(const Setup *s, const int32_t *whole, int64_t *co
     const LighthouseShape all = whole_shape(), part = lighthouse_part(all, context.size);
     const int64_t piece_tokens = part.seq_len / part.pieces, piece_entries = part.entries / part.pieces;
     *count = BATCH * HEADS * part.pyramid;
-    int32_t *here = (int32_t *)host_allocate((size_t)*count, sizeof(int32_t), "positions");
+    int32_t *here = host_allocate((size_t)*count, sizeof(int32_t), "positions");
     for (int row = 0; row < BATCH * HEADS; row++)
         for (int level = 0; level < all.levels; level++) {
             const int32_t *from = whole + row * all.pyramid + level_start(&all, level);
@@ -374,7 +374,7 @@ static void sharding_changes_no_bit(void *argument) {
     void *kept = train_three_steps(s, false, &sequences, &size);
     void *sharded = train_three_steps(s, true, &sequences, &size);
     check(!memcmp(kept, sharded, size), "the weights differ");
-    char *all = (char *)host_allocate((size_t)s->communicator.size, size, "all weights");
+    char *all = host_allocate((size_t)s->communicator.size, size, "all weights");
     communicator_gather(&s->communicator, all, kept, size, "all weights");
     for (int rank = 1; rank < s->communicator.size; rank++)
         check(!memcmp(all, all + (size_t)rank * size, size), "rank %d has other weights", rank);
@@ -539,7 +539,7 @@ static void free_result(AttentionResult *result) {
 static double *rows_here(const Setup *s, const double *whole, int64_t batch, int64_t seq_len, int64_t width) {
     const Group context = context_group(s);
     const int64_t tokens = seq_len / context.size;
-    double *here = (double *)host_allocate((size_t)(batch * tokens * width), sizeof(double), "rows");
+    double *here = host_allocate((size_t)(batch * tokens * width), sizeof(double), "rows");
     for (int64_t row = 0; row < batch; row++)
         for (int64_t i = 0; i < tokens; i++)
             memcpy(here + (row * tokens + i) * width,
@@ -554,8 +554,8 @@ static void ring_equals_whole(void *argument) {
     const int64_t batch = 2, piece = 37, seq_len = 2 * context_group(s).size * piece;
     const int heads = 6, kv_heads = 2, dim = 32;
     const int64_t width = (heads + 2 * kv_heads) * dim, out_width = heads * dim;
-    double *qkv = (double *)host_allocate((size_t)(batch * seq_len * width), sizeof(double), "qkv");
-    double *grad_out = (double *)host_allocate((size_t)(batch * seq_len * out_width), sizeof(double), "grad");
+    double *qkv = host_allocate((size_t)(batch * seq_len * width), sizeof(double), "qkv");
+    double *grad_out = host_allocate((size_t)(batch * seq_len * out_width), sizeof(double), "grad");
     random_fill(qkv, (size_t)(batch * seq_len * width));
     random_fill(grad_out, (size_t)(batch * seq_len * out_width));
     const AttentionPlan whole =

@@ -100,7 +100,7 @@ static void fill(Model *model, int version, float padding) {
 }
 
 static Model *model_create(const Communicator *communicator, const ModelConfig *config, bool sharded) {
-    Model *model = (Model *)host_allocate(1, sizeof(Model), "a test");
+    Model *model = host_allocate(1, sizeof(Model), "a test");
     model->config = *config;
     model->table = parameter_table_create(&model->config, communicator->size);
     Device *device = cpu_device_create(STORAGE_FLOAT32);
@@ -129,7 +129,7 @@ static void check_contents(Model *model, int version) {
     const ParameterTable *table = &model->table;
     for (int buffer = 0; buffer < STATE_BUFFERS; buffer++) {
         const int64_t count = buffer_elements(model, buffer);
-        float *expected = (float *)host_allocate((size_t)count, sizeof(float), "a test");
+        float *expected = host_allocate((size_t)count, sizeof(float), "a test");
         for (int bucket = 0; bucket < table->bucket_count; bucket++) {
             const ParameterBucket *b = &table->buckets[bucket];
             for (int64_t i = b->flat_offset; i < b->flat_offset + b->flat_count; i++) {

@@ -21,7 +21,7 @@ static void test_cause(void *unused) {
     check(!fail_errno(&reason, "write", "a/b"), "a failure is true");
     check(errno == ENOSPC, "errno is lost");
     check(!strcmp(reason.text, "cannot write a/b: No space left on device"), "says %s", reason.text);
-    char *path = (char *)host_allocate(2 * REASON_SIZE, 1, "a test");
+    char *path = host_allocate(2 * REASON_SIZE, 1, "a test");
     memset(path, 'x', 2 * REASON_SIZE - 1);
     errno = EIO;
     fail_errno(&reason, "read", path);

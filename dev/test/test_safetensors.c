@@ -117,7 +117,7 @@ static void test_strange_safetensors(void *unused) {
               reason.text);
     }
     const int depth = 3000000;
-    char *deep = (char *)host_allocate((size_t)depth + 6, 1, "a test");
+    char *deep = host_allocate((size_t)depth + 6, 1, "a test");
     memcpy(deep, "{\"a\":", 5);
     memset(deep + 5, '[', (size_t)depth);
     write_safetensors(path, deep, (uint64_t)depth + 5, 0);
@@ -166,7 +166,7 @@ static void test_round_trip(void *unused) {
     check(size % 8 == 0, "the header has %zu bytes", size);
     char contents[30 + 56], read[30 + 56];
     for (size_t i = 0; i < sizeof(contents); i++) contents[i] = (char)random_below(256);
-    char *whole = (char *)host_allocate(size + sizeof(contents), 1, "a test");
+    char *whole = host_allocate(size + sizeof(contents), 1, "a test");
     memcpy(whole, header, size);
     memcpy(whole + size, contents, sizeof(contents));
     write_bytes(path, whole, size + sizeof(contents));

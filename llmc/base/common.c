@@ -54,7 +54,7 @@ char *format_string(const char *format, ...) {
     va_copy(again, arguments);
     int length = vsnprintf(NULL, 0, format, arguments);
     va_end(arguments);
-    char *text = (char *)host_allocate((size_t)length + 1, 1, "a string");
+    char *text = host_allocate((size_t)length + 1, 1, "a string");
     vsnprintf(text, (size_t)length + 1, format, again);
     va_end(again);
     return text;

@@ -5,10 +5,6 @@
 
 #include <xxhash.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Functions that return bool leave the reason for a false one in errno, those that return a pointer for NULL.
 // Nothing here ends the process, and any thread may call it.
 
@@ -61,7 +57,3 @@ bool directory_sync(const char *path);
 
 // Removes a directory and all it holds. One that does not exist is no failure.
 bool directory_remove(const char *path);
-
-#ifdef __cplusplus
-}
-#endif

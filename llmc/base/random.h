@@ -3,10 +3,6 @@
 #pragma once
 #include <stdint.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // A well mixed 64-bit word from a key and a counter (the finalizer of SplitMix64, applied twice;
 // doi 10.1145/2660193.2660195).
 uint64_t random_u64(uint64_t key, uint64_t counter);
@@ -22,7 +18,3 @@ uint64_t random_key(uint64_t seed, const char *name);
 
 // Where item `index` of `count` goes in a pseudo-random order of 0 … count-1: a bijection for every key.
 int64_t random_permute(int64_t index, int64_t count, uint64_t key);
-
-#ifdef __cplusplus
-}
-#endif

@@ -83,7 +83,7 @@ static Checkpoint open_named(const char *resume) {
 static char *broadcast_text(const Communicator *communicator, char *text) {
     size_t bytes = text ? strlen(text) + 1 : 0;
     communicator_broadcast(communicator, &bytes, sizeof(bytes), "opening a checkpoint");
-    if (communicator->rank > 0) text = (char *)host_allocate(bytes, 1, "a checkpoint's options");
+    if (communicator->rank > 0) text = host_allocate(bytes, 1, "a checkpoint's options");
     communicator_broadcast(communicator, text, bytes, "opening a checkpoint");
     return text;
 }

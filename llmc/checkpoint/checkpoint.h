@@ -11,10 +11,6 @@
 #include "checkpoint/trainer_file.h"
 #include "checkpoint/training_state.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // A verified checkpoint.
 typedef struct {
     char *path;
@@ -43,7 +39,3 @@ Checkpoint checkpoint_open(const Communicator *communicator, const char *resume,
 void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state);
 
 void checkpoint_close(Checkpoint *checkpoint);
-
-#ifdef __cplusplus
-}
-#endif

@@ -58,7 +58,7 @@ static int compare_steps(const void *a, const void *b) {
 static bool add_step(StepList *steps, int *capacity, StepDirectory found) {
     if (steps->count == *capacity) {
         const int larger = 2 * *capacity + 16;
-        StepDirectory *list = (StepDirectory *)realloc(steps->list, (size_t)larger * sizeof(StepDirectory));
+        StepDirectory *list = realloc(steps->list, (size_t)larger * sizeof(StepDirectory));
         if (!list) return false;
         steps->list = list;
         *capacity = larger;

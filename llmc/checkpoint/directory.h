@@ -8,10 +8,6 @@
 
 #include <limits.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 #define LATEST_FILE "latest" // beside the checkpoints: the name of the newest
 
 // step_NNNNNNNN is a checkpoint. step_NNNNNNNN.tmp is one being written or deleted. step_NNNNNNNN.old is one
@@ -70,7 +66,3 @@ typedef struct {
 // Deletes what `retention` does not keep. Checkpoints newer than `step` belong to a run that went on from an
 // earlier one; they are not older, and stay.
 bool step_prune(const char *out_dir, int64_t step, const Retention *retention, Reason *reason);
-
-#ifdef __cplusplus
-}
-#endif

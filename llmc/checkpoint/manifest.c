@@ -13,8 +13,8 @@
 static const char files_key[] = "files", name_key[] = "name", bytes_key[] = "bytes", hash_key[] = "xxh3_128";
 
 Manifest manifest_create(int most) {
-    return (Manifest){.list = (ManifestEntry *)host_allocate((size_t)most, sizeof(ManifestEntry),
-                                                             "the manifest of a checkpoint")};
+    return (Manifest){.list =
+                          host_allocate((size_t)most, sizeof(ManifestEntry), "the manifest of a checkpoint")};
 }
 
 void manifest_free(Manifest *manifest) {

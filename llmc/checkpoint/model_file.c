@@ -11,8 +11,7 @@ static void *weight(const TrainingState *state, const Parameter *parameter) {
 
 void model_file_add(RankFiles *files, const TrainingState *state) {
     const ParameterTable *table = state->table;
-    Tensor *tensors =
-        (Tensor *)host_allocate((size_t)table->count, sizeof(Tensor), "the tensors of a checkpoint");
+    Tensor *tensors = host_allocate((size_t)table->count, sizeof(Tensor), "the tensors of a checkpoint");
     for (int i = 0; i < table->count; i++) {
         const Parameter *parameter = &table->list[i];
         tensors[i] = (Tensor){.type = state->device->ops->storage,

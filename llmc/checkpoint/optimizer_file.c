@@ -19,9 +19,8 @@ static const char first_key[] = "first", count_key[] = "count", total_key[] = "t
 // This rank's parts of the buckets, in the elements of a checkpoint; those that touch are one.
 static OptimizerPart own_part(const TrainingState *state) {
     const ParameterTable *table = state->table;
-    OptimizerPart own = {.ranges =
-                             (ElementRange *)host_allocate((size_t)table->bucket_count, sizeof(ElementRange),
-                                                           "the ranges of a checkpoint")};
+    OptimizerPart own = {.ranges = host_allocate((size_t)table->bucket_count, sizeof(ElementRange),
+                                                 "the ranges of a checkpoint")};
     for (int bucket = 0; bucket < table->bucket_count; bucket++) {
         const ElementRange part = bucket_part_flat(table, bucket, state->communicator->rank);
         if (part.count == 0) continue;
@@ -127,7 +126,7 @@ static bool parse_ranges(OptimizerPart *part, const char *path, const char *firs
                          int64_t total, Reason *reason) {
     size_t most = 1;
     for (const char *comma = first; (comma = strchr(comma, ',')); comma++) most++;
-    part->ranges = (ElementRange *)host_allocate(most, sizeof(ElementRange), "the ranges of a file");
+    part->ranges = host_allocate(most, sizeof(ElementRange), "the ranges of a file");
     while (*first && *count) {
         ElementRange *range = &part->ranges[part->count++];
         if (!next_number(&first, &range->first) || !next_number(&count, &range->count))
@@ -227,8 +226,7 @@ static bool check_ranges(const ElementRange *ranges, int count, const char *dire
 static bool check_cover(const OptimizerFiles *files, int64_t elements, Reason *reason) {
     int count = 0;
     for (int i = 0; i < files->count; i++) count += files->parts[i].count;
-    ElementRange *ranges =
-        (ElementRange *)host_allocate((size_t)count, sizeof(ElementRange), "the ranges of a checkpoint");
+    ElementRange *ranges = host_allocate((size_t)count, sizeof(ElementRange), "the ranges of a checkpoint");
     count = 0;
     for (int i = 0; i < files->count; i++)
         for (int j = 0; j < files->parts[i].count; j++)
@@ -242,8 +240,7 @@ static bool check_cover(const OptimizerFiles *files, int64_t elements, Reason *r
 bool optimizer_files_open(OptimizerFiles *files, const char *directory, int count,
                           const StateBuffers *buffers, StorageType type, int64_t elements, Reason *reason) {
     *files = (OptimizerFiles){.directory = directory, .count = count};
-    files->parts =
-        (OptimizerPart *)host_allocate((size_t)count, sizeof(OptimizerPart), "the optimizer files");
+    files->parts = host_allocate((size_t)count, sizeof(OptimizerPart), "the optimizer files");
     bool good = true;
     for (int i = 0; good && i < count; i++) {
         SafetensorsFile file;

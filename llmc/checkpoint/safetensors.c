@@ -129,7 +129,7 @@ static bool parse_metadata(SafetensorsFile *file, const cJSON *metadata, Reason 
 static bool parse_header(SafetensorsFile *file, const cJSON *header, size_t data_bytes, Reason *reason) {
     if (!cJSON_IsObject(header)) return fail(reason, "its header is not a JSON object");
     file->tensors =
-        (Tensor *)host_allocate((size_t)cJSON_GetArraySize(header), sizeof(Tensor), "the tensors of a file");
+        host_allocate((size_t)cJSON_GetArraySize(header), sizeof(Tensor), "the tensors of a file");
     const cJSON *entry;
     cJSON_ArrayForEach (entry, header) {
         if (!strcmp(entry->string, "__metadata__")) {
@@ -171,7 +171,7 @@ static bool read_header(SafetensorsFile *file, Reason *reason) {
         return fail(reason, "its header's length of %llu bytes is more than the file of %ld has",
                     (unsigned long long)length, (long)status.st_size);
     file->data_start = LENGTH_BYTES + (size_t)length;
-    char *text = (char *)host_allocate((size_t)length + 1, 1, "the header of a safetensors file");
+    char *text = host_allocate((size_t)length + 1, 1, "the header of a safetensors file");
     got = file_read(file->descriptor, text, (size_t)length, LENGTH_BYTES);
     const int cause = errno;
     cJSON *header = got == (int64_t)length ? parse_json(text, (size_t)length) : NULL;
@@ -242,7 +242,7 @@ char *safetensors_header(Tensor *tensors, int count, const char *const *metadata
     char *json = json_text(header, false);
     cJSON_Delete(header);
     const size_t written = strlen(json), padded = (written + 7) / 8 * 8;
-    char *start = (char *)host_allocate(LENGTH_BYTES + padded, 1, "the header of a safetensors file");
+    char *start = host_allocate(LENGTH_BYTES + padded, 1, "the header of a safetensors file");
     for (int i = 0; i < LENGTH_BYTES; i++) start[i] = (char)((uint64_t)padded >> (8 * i) & 0xff);
     memcpy(start + LENGTH_BYTES, json, written);
     memset(start + LENGTH_BYTES + written, ' ', padded - written);

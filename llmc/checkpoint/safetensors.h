@@ -3,10 +3,6 @@
 #include "base/reason.h"
 #include "base/storage.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     char name[96];
     StorageType type;
@@ -45,7 +41,3 @@ bool safetensors_read(const SafetensorsFile *file, const Tensor *tensor, size_t 
 // set here); metadata is a NULL-ended list of key, value, key, value …, or NULL. The whole start of the file,
 // padded with spaces to a multiple of 8 bytes; the caller frees it. *size is its length.
 char *safetensors_header(Tensor *tensors, int count, const char *const *metadata, size_t *size);
-
-#ifdef __cplusplus
-}
-#endif

@@ -179,7 +179,7 @@ static void gather_manifest(Saver *saver, const Report *reports, int most) {
 static void exchange_reports(Saver *saver, bool good) {
     const int size = saver->communicator->size;
     const Report mine = {saver->written.count, saver->reason};
-    Report *all = (Report *)host_allocate((size_t)size, sizeof(Report), "reports of all ranks");
+    Report *all = host_allocate((size_t)size, sizeof(Report), "reports of all ranks");
     communicator_gather(saver->communicator, all, &mine, sizeof(mine), "the files of a checkpoint");
     int most = 0;
     for (int rank = size - 1; rank >= 0; rank--) {
@@ -252,7 +252,7 @@ static void end_save(Saver *saver, SaveOutcome outcome) {
 }
 
 SaveOutcome saver_poll(Saver *saver) {
-    int *states = (int *)host_allocate((size_t)saver->communicator->size, sizeof(int), "states of all ranks");
+    int *states = host_allocate((size_t)saver->communicator->size, sizeof(int), "states of all ranks");
     const int mine = saver_local_state(saver);
     // Without a copy a rank writes all it has to before it answers.
     communicator_gather(saver->communicator, states, &mine, sizeof(mine),
@@ -307,7 +307,7 @@ static void guard_exit(void) {
 }
 
 Saver *saver_create(const Communicator *communicator, bool asynchronous) {
-    Saver *saver = (Saver *)host_allocate(1, sizeof(Saver), "the saver of checkpoints");
+    Saver *saver = host_allocate(1, sizeof(Saver), "the saver of checkpoints");
     saver->communicator = communicator;
     saver->asynchronous = asynchronous;
     saver->good = true;

@@ -15,10 +15,6 @@
 #include "checkpoint/trainer_file.h"
 #include "checkpoint/training_state.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 struct cJSON;
 
 typedef struct Saver Saver;
@@ -64,7 +60,3 @@ SaveOutcome saver_finish(Saver *saver);
 
 // One line about the save that was reported last, the same on all ranks.
 const char *saver_message(const Saver *saver);
-
-#ifdef __cplusplus
-}
-#endif

@@ -3,10 +3,6 @@
 #pragma once
 #include "base/reason.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 struct cJSON;
 
 #define TRAINER_FILE "trainer.json"
@@ -26,7 +22,3 @@ struct cJSON *trainer_file_create(const Progress *progress, const struct cJSON *
 // an empty one, and no steps skipped.
 bool trainer_file_read(const char *directory, Progress *progress, struct cJSON **options,
                        struct cJSON **guard, Reason *reason);
-
-#ifdef __cplusplus
-}
-#endif

@@ -4,10 +4,6 @@
 #include "device/device.h"
 #include "model/parameters.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { MOST_STATE_BUFFERS = 8 };
 
 // A flat buffer of the optimizer's state, A[…], under the name that checkpoints give it.
@@ -48,7 +44,3 @@ HeldRange training_state_held(const TrainingState *state, int bucket);
 
 // Sets all of it to zero, padding included.
 void training_state_zero(const TrainingState *state);
-
-#ifdef __cplusplus
-}
-#endif

@@ -1,11 +1,11 @@
 // What the devices of several processes exchange: NCCL between CUDA GPUs (llmc/device/cuda/collectives.cu),
 // MPI between CPUs (llmc/device/cpu/collectives.c).
 //
-// An operation runs after everything that was queued on the device's stream before the call, and beside what is
-// queued there later; what uses its results must be queued after collectives_finish. Operations run one after the
-// other in the order of the calls, which is the same on all ranks: there is one queue for all groups, so that
-// no two of them can wait for each other. In a group of one there is nothing to do. `what` (kept by address)
-// names the phase, should it not come to an end (llmc/parallel/watchdog.h).
+// An operation runs after everything that was queued on the device's stream before the call, and beside what
+// is queued there later; what uses its results must be queued after collectives_finish. Operations run one
+// after the other in the order of the calls, which is the same on all ranks: there is one queue for all
+// groups, so that no two of them can wait for each other. In a group of one there is nothing to do. `what`
+// (kept by address) names the phase, should it not come to an end (llmc/parallel/watchdog.h).
 //
 // `group` is GROUP_WORLD (gradients, weights) or GROUP_CONTEXT (keys, values, halos). GROUP_DATA only numbers
 // the ranks: it has no connection.

@@ -19,8 +19,8 @@ struct Device {
     int alignment;     // matrices' rows and heads are of a multiple of this many elements
     double peak_flops; // dense FLOP/s of its matrix units in the storage type, by its datasheet; 0: not known
 
-    // Whether the operations can do this shape; if not, why, for the user. (Of Lighthouse attention there is
-    // more to ask: SelectionOps.supported.)
+    // Whether the operations can do this shape; if not, why, for the user. Lighthouse attention has limits
+    // beside these: SelectionOps.supported.
     bool (*supports)(const Device *device, const DecoderShape *shape, Reason *reason);
 
     // Memory of `bytes` (> 0), aligned to 256 bytes, contents undefined; NULL if there is not enough.

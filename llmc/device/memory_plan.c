@@ -19,7 +19,7 @@ struct MemoryPlan {
 };
 
 MemoryPlan *memory_plan_create(Device *device) {
-    MemoryPlan *plan = (MemoryPlan *)host_allocate(1, sizeof(MemoryPlan), "the memory plan");
+    MemoryPlan *plan = host_allocate(1, sizeof(MemoryPlan), "the memory plan");
     plan->device = device;
     return plan;
 }
@@ -34,8 +34,7 @@ size_t memory_plan_add(MemoryPlan *plan, size_t bytes, const char *name, ...) {
     if (bytes == 0) return NO_BUFFER;
     if (plan->count == plan->capacity) {
         plan->capacity = plan->capacity ? 2 * plan->capacity : 64;
-        plan->buffers =
-            (PlannedBuffer *)realloc(plan->buffers, (size_t)plan->capacity * sizeof(PlannedBuffer));
+        plan->buffers = realloc(plan->buffers, (size_t)plan->capacity * sizeof(PlannedBuffer));
         if (!plan->buffers) fatal("out of host memory: the memory plan");
     }
     PlannedBuffer *buffer = &plan->buffers[plan->count++];

@@ -4,10 +4,6 @@
 #pragma once
 #include "device/device.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct MemoryPlan MemoryPlan;
 
 MemoryPlan *memory_plan_create(Device *device);
@@ -36,7 +32,3 @@ void memory_plan_allocate(MemoryPlan *plan);
 
 // The address of the buffer at this offset; NULL for NO_BUFFER, or before memory_plan_allocate.
 void *memory_at(const MemoryPlan *plan, size_t offset);
-
-#ifdef __cplusplus
-}
-#endif

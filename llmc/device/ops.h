@@ -17,10 +17,6 @@
 #include "base/storage.h"
 #include "device/shapes.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // A queue of operations, with what the libraries behind them need (handles, a small workspace). Opaque here.
 typedef struct Stream Stream;
 
@@ -114,8 +110,8 @@ typedef struct {
 
 // --- Lighthouse attention (arXiv 2605.06554): all around the inner attention -------------------------------
 //
-// LighthouseShape says what levels, entries, chunks and pieces are. No atomics on floating point: every result
-// is one sum in a fixed order, in the accumulator type, rounded once.
+// LighthouseShape says what levels, entries, chunks and pieces are. No atomics on floating point: every
+// result is one sum in a fixed order, in the accumulator type, rounded once.
 
 // Which entries of its pyramid a head picks.
 typedef struct {
@@ -272,7 +268,3 @@ typedef struct Ops {
     ConvertOps convert;
     OptimizerOps optimizer;
 } Ops;
-
-#ifdef __cplusplus
-}
-#endif

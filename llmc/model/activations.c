@@ -126,7 +126,7 @@ Activations *activations_create(Device *device, const ModelConfig *config, const
     const StorageType storage = device->ops->storage;
     const size_t rows = (size_t)(settings->batch * settings->seq_len);
     const size_t residual = rows * (size_t)config->dim * storage_size(storage);
-    Activations *a = (Activations *)host_allocate(1, sizeof(Activations), "the activations");
+    Activations *a = host_allocate(1, sizeof(Activations), "the activations");
     a->layers = config->layers;
     a->memory = memory;
     a->of_layer = host_allocate((size_t)config->layers, sizeof(*a->of_layer), "activation offsets");

@@ -7,10 +7,6 @@
 #pragma once
 #include "model/attention_blocks.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // How to run attention of this size with calls that ask for at most `workspace_bound` bytes (but uncut, if
 // the backward need not be deterministic). A bound nothing fits is a failure that names it. A context of one
 // rank is as none.
@@ -29,7 +25,3 @@ void attention_forward(Device *device, const AttentionPlan *plan, void *out, voi
 // grad_qkv S, laid out as qkv, from grad_out S, laid out as out.
 void attention_backward(Device *device, const AttentionPlan *plan, void *grad_qkv, const void *grad_out,
                         const void *qkv, const void *out, const void *logsumexp, void *workspace);
-
-#ifdef __cplusplus
-}
-#endif

@@ -2,10 +2,6 @@
 #pragma once
 #include "base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     int64_t vocab_size;
     int64_t dim; // width of the residual stream
@@ -35,7 +31,3 @@ extern const char *const model_preset_names[];
 // Refuses a shape that cannot be built, naming the option and the rule it breaks. `alignment` is the number
 // of elements every row must be a multiple of (1 on the CPU, 8 on CUDA: 16-byte accesses).
 void model_config_check(const ModelConfig *config, int64_t alignment);
-
-#ifdef __cplusplus
-}
-#endif

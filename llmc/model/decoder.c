@@ -33,7 +33,7 @@ static int64_t default_loss_chunk(const ModelConfig *config, StorageType storage
 }
 
 static LayerKinds *all_dense(int64_t layers) {
-    LayerKinds *kinds = (LayerKinds *)host_allocate((size_t)layers, sizeof(LayerKinds), "layer kinds");
+    LayerKinds *kinds = host_allocate((size_t)layers, sizeof(LayerKinds), "layer kinds");
     for (int64_t layer = 0; layer < layers; layer++) kinds[layer] = 1u << LAYER_DENSE;
     return kinds;
 }
@@ -60,7 +60,7 @@ static Layers create_layers(Device *device, const ModelConfig *config, const Dec
 
 Decoder *decoder_create(Device *device, const ModelConfig *config, const DecoderSettings *s,
                         const Weights *weights, MemoryPlan *memory) {
-    Decoder *d = (Decoder *)host_allocate(1, sizeof(Decoder), "the decoder");
+    Decoder *d = host_allocate(1, sizeof(Decoder), "the decoder");
     d->micro_steps = s->micro_steps;
     d->loss_chunk = s->loss_chunk > 0 ? s->loss_chunk : default_loss_chunk(config, device->ops->storage);
     d->layers = create_layers(device, config, s, d->loss_chunk, weights, memory);
@@ -180,7 +180,7 @@ void decoder_accumulate(Decoder *d, const StepAttention *attention, int64_t micr
 double decoder_losses(const Decoder *d) {
     Device *device = d->layers.device;
     const size_t count = (size_t)d->micro_steps;
-    double *sums = (double *)host_allocate(count, sizeof(double), "loss sums");
+    double *sums = host_allocate(count, sizeof(double), "loss sums");
     device->download(device, sums, buffer(d, d->loss_sums), count * sizeof(double));
     double total = 0;
     for (size_t i = 0; i < count; i++) total += sums[i];

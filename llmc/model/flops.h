@@ -2,10 +2,6 @@
 #pragma once
 #include "model/config.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     double linear;    // matrix products with weights
     double attention; // the two products of scores and values
@@ -17,7 +13,3 @@ typedef struct {
 // `entries`, the others over seq_len.
 FlopsPerToken flops_per_token(const ModelConfig *config, int64_t seq_len, int64_t lighthouse_layers,
                               int64_t entries);
-
-#ifdef __cplusplus
-}
-#endif

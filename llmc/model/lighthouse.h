@@ -4,10 +4,6 @@
 #include "model/attention.h"
 #include "model/geometry.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // One layer's attention: what is kept from forward to backward, all device memory.
 typedef struct {
     int32_t *positions; // [batch, heads, pyramid]
@@ -53,7 +49,3 @@ int64_t lighthouse_backward_scratch(const LighthouseShape *shape);
 void lighthouse_backward(Device *device, const LighthouseShape *shape, const AttentionPlan *inner,
                          const LighthouseLayer *layer, const LighthouseHalo *halo, void *grad_qkv,
                          const void *grad_out, const void *angles, void *scratch, void *workspace);
-
-#ifdef __cplusplus
-}
-#endif

@@ -127,8 +127,8 @@ ParameterTable parameter_table_create(const ModelConfig *config, int ranks) {
     table.layers = config->layers;
     table.ranks = ranks;
     const size_t most = COUNT_OF(kinds) * (size_t)config->layers;
-    table.list = (Parameter *)host_allocate(most, sizeof(Parameter), "the parameter table");
-    table.buckets = (ParameterBucket *)host_allocate(most, sizeof(ParameterBucket), "the parameter table");
+    table.list = host_allocate(most, sizeof(Parameter), "the parameter table");
+    table.buckets = host_allocate(most, sizeof(ParameterBucket), "the parameter table");
     // Kinds of one place that stand next to each other in the list repeat together, layer by layer.
     for (size_t first = 0; first < COUNT_OF(kinds);) {
         size_t end = first + 1;

@@ -4,10 +4,6 @@
 #pragma once
 #include "model/config.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum {
     PARAM_EMBEDDING,
     PARAM_QUERY, // query, key and value stand together, so they are also one [qkv_dim, dim] matrix
@@ -83,7 +79,3 @@ ElementRange bucket_part_flat(const ParameterTable *table, int bucket, int rank)
 // on the seed, the tensor's name and i alone, whatever the number of threads or ranks.
 void parameter_initialize(float *out, const Parameter *parameter, int64_t first, int64_t count,
                           uint64_t seed);
-
-#ifdef __cplusplus
-}
-#endif

@@ -7,7 +7,7 @@
 
 // Formed in double: in float the angles would be off by 0.06 at a million.
 static void fill_angles(double *angles, int64_t seq_len, int64_t half, double theta, Group context) {
-    double *frequencies = (double *)host_allocate((size_t)half, sizeof(double), "RoPE frequencies");
+    double *frequencies = host_allocate((size_t)half, sizeof(double), "RoPE frequencies");
     for (int64_t j = 0; j < half; j++) frequencies[j] = pow(theta, -2.0 * (double)j / (double)(2 * half));
 #pragma omp parallel for
     for (int64_t i = 0; i < seq_len; i++) {
@@ -24,7 +24,7 @@ void rotary_upload(Device *device, void *angles, int64_t seq_len, int64_t head_d
                    Group context) {
     const StorageType accumulator = accumulator_type(device->ops->storage);
     const size_t count = (size_t)(seq_len * head_dim), bytes = count * storage_size(accumulator);
-    double *values = (double *)host_allocate(count, sizeof(double), "RoPE angles");
+    double *values = host_allocate(count, sizeof(double), "RoPE angles");
     void *stored = host_allocate(bytes, 1, "RoPE angles");
     fill_angles(values, seq_len, head_dim / 2, theta, context);
     storage_from_double(stored, accumulator, values, count);

@@ -7,7 +7,7 @@ static StorageType accumulator_of(const Weights *weights) {
 }
 
 Weights *weights_create(Device *device, const ModelConfig *config, int ranks, MemoryPlan *memory) {
-    Weights *weights = (Weights *)host_allocate(1, sizeof(Weights), "the weights");
+    Weights *weights = host_allocate(1, sizeof(Weights), "the weights");
     weights->device = device;
     weights->table = parameter_table_create(config, ranks);
     weights->memory = memory;

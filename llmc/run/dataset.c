@@ -128,7 +128,7 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
     if (outcome == GLOB_NOMATCH) fatal("%s: no file matches %s", option, pattern);
     if (outcome != 0) fatal("%s: cannot look for %s: %s", option, pattern, strerror(errno));
     Dataset dataset = {.option = option, .seq_len = seq_len, .vocab_size = vocab_size};
-    dataset.shards = (Shard *)host_allocate(found.gl_pathc, sizeof(Shard), "the list of shards");
+    dataset.shards = host_allocate(found.gl_pathc, sizeof(Shard), "the list of shards");
     int64_t longest = 0;
     for (size_t i = 0; i < found.gl_pathc; i++) {
         Shard shard = open_shard(option, found.gl_pathv[i], seq_len, vocab_size, check_all);

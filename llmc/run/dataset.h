@@ -6,10 +6,6 @@
 #pragma once
 #include "base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     char *path;
     int token_bytes;      // 2 or 4
@@ -43,7 +39,3 @@ void dataset_read(const Dataset *dataset, int64_t sample, int64_t first, int64_t
 // Which sample stands at `position` (0, 1, 2, …, without end) of the training order: every epoch holds each
 // sample once, in an order of its own that depends on seed and epoch alone.
 int64_t dataset_order(const Dataset *dataset, uint64_t seed, int64_t position);
-
-#ifdef __cplusplus
-}
-#endif

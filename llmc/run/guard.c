@@ -8,10 +8,9 @@
 
 Guard guard_create(const GuardSettings *settings) {
     Guard guard = {.settings = *settings};
-    guard.losses =
-        (double *)host_allocate((size_t)settings->outlier_window, sizeof(double), "the last losses");
+    guard.losses = host_allocate((size_t)settings->outlier_window, sizeof(double), "the last losses");
     guard.grad_norms =
-        (double *)host_allocate((size_t)settings->outlier_window, sizeof(double), "the last gradient norms");
+        host_allocate((size_t)settings->outlier_window, sizeof(double), "the last gradient norms");
     return guard;
 }
 

@@ -4,10 +4,6 @@
 #pragma once
 #include "base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 struct cJSON;
 
 typedef struct {
@@ -40,7 +36,3 @@ GuardVerdict guard_judge(Guard *guard, double loss, double grad_norm);
 // a record of another window (or NULL) it takes what fits.
 struct cJSON *guard_record(const Guard *guard);
 void guard_restore(Guard *guard, const struct cJSON *record);
-
-#ifdef __cplusplus
-}
-#endif

@@ -2,10 +2,6 @@
 #pragma once
 #include "base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     int64_t step, steps;    // optimizer steps done, this one included, and of the whole run
     int64_t samples;        // sequences consumed so far
@@ -37,7 +33,3 @@ Logger logger_open(const char *out_dir, int64_t step);
 void logger_step(Logger *logger, const StepReport *report, bool print);
 
 void logger_close(Logger *logger);
-
-#ifdef __cplusplus
-}
-#endif

@@ -93,7 +93,7 @@ void options_check(const Options *options, int processes) {
     if (!options->train_data[0] && !options->plan)
         fatal("--train-data is needed: a glob of token shards, for example --train-data "
               "'data/text_train_*.bin'");
-    bool *dense = (bool *)host_allocate((size_t)options->config.layers, sizeof(bool), "dense layers");
+    bool *dense = host_allocate((size_t)options->config.layers, sizeof(bool), "dense layers");
     options_dense_layers(options, dense);
     free(dense);
     const LighthouseSettings lighthouse = options_lighthouse(options);

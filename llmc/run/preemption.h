@@ -2,10 +2,6 @@
 #pragma once
 #include "base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // The exit code of a run that was asked to stop, saved a checkpoint, and can be resumed (EX_TEMPFAIL).
 enum { PREEMPTED_EXIT_CODE = 75 };
 
@@ -18,7 +14,3 @@ int preemption_requested(void);
 
 // "SIGTERM", "the time limit", …
 const char *preemption_name(int request);
-
-#ifdef __cplusplus
-}
-#endif

@@ -2,10 +2,6 @@
 #pragma once
 #include "base/common.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // WSD: warmup, stable, decay (arXiv 2404.06395).
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
 extern const char *const schedule_names[]; // of those, as --lr-schedule takes them; ends with NULL
@@ -22,7 +18,3 @@ typedef struct {
 // The learning rate of step `step`, counted from 0: peak·(step+1)/warmup_steps during warmup, then from the
 // peak at the last warmup step to final_frac·peak at the last step of all.
 double schedule_learning_rate(const Schedule *schedule, int64_t step);
-
-#ifdef __cplusplus
-}
-#endif

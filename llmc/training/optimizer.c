@@ -21,7 +21,7 @@ static void *state_from(const Optimizer *optimizer, size_t offset, int64_t eleme
 
 Optimizer *optimizer_create(Device *device, const OptimizerSettings *settings, Weights *weights,
                             Collectives *collectives, MemoryPlan *memory) {
-    Optimizer *optimizer = (Optimizer *)host_allocate(1, sizeof(Optimizer), "the optimizer");
+    Optimizer *optimizer = host_allocate(1, sizeof(Optimizer), "the optimizer");
     const ParameterTable *table = &weights->table;
     optimizer->settings = *settings;
     optimizer->device = device;
@@ -79,11 +79,11 @@ static void upload_initial(Optimizer *optimizer, const Parameter *p, uint64_t se
     const int64_t first = max_i64(p->offset, range.first);
     const int64_t count = min_i64(p->offset + p->count, range.first + range.count) - first;
     if (count <= 0) return;
-    float *values = (float *)host_allocate((size_t)count, sizeof(float), "initial weights");
+    float *values = host_allocate((size_t)count, sizeof(float), "initial weights");
     parameter_initialize(values, p, first - p->offset, count, seed);
     void *stored = values;
     if (accumulator == STORAGE_FLOAT64) {
-        double *wide = (double *)host_allocate((size_t)count, sizeof(double), "initial weights");
+        double *wide = host_allocate((size_t)count, sizeof(double), "initial weights");
         storage_to_double(wide, values, STORAGE_FLOAT32, (size_t)count);
         stored = wide;
     }
@@ -155,7 +155,7 @@ GradientsReady optimizer_reduction(Optimizer *optimizer) {
 static double download_norm_square(const Optimizer *optimizer, bool of_sum) {
     Device *device = optimizer->device;
     const size_t count = (size_t)table_of(optimizer)->bucket_count;
-    double *squares = (double *)host_allocate(count, sizeof(double), "gradient norms"), sum = 0;
+    double *squares = host_allocate(count, sizeof(double), "gradient norms"), sum = 0;
     device->download(device, squares, norm_square(optimizer, 0, of_sum), count * sizeof(double));
     for (size_t i = 0; i < count; i++) sum += squares[i];
     free(squares);

@@ -5,10 +5,6 @@
 #include "checkpoint/training_state.h"
 #include "model/decoder.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct {
     double beta1, beta2, epsilon, weight_decay;
     bool decay_all;   // norms too, not only matrices
@@ -52,7 +48,3 @@ double optimizer_grad_norm(Optimizer *optimizer, double *norm_here);
 
 // Updates all weights from the gradients, whose norm is grad_norm. `step` counts from 1.
 void optimizer_update(Optimizer *optimizer, int64_t step, double learning_rate, double grad_norm);
-
-#ifdef __cplusplus
-}
-#endif

@@ -57,8 +57,8 @@ typedef struct {
 int saves_agree(Saves *saves) {
     const size_t size = (size_t)saves->communicator->size;
     const RankStatus mine = {preemption_requested(), saver_local_state(saves->saver)};
-    RankStatus *all = (RankStatus *)host_allocate(size, sizeof(RankStatus), "the ranks' states");
-    int *states = (int *)host_allocate(size, sizeof(int), "the ranks' states");
+    RankStatus *all = host_allocate(size, sizeof(RankStatus), "the ranks' states");
+    int *states = host_allocate(size, sizeof(int), "the ranks' states");
     communicator_gather(saves->communicator, all, &mine, sizeof(mine), "the ranks' agreement after a step");
     int request = 0;
     for (size_t rank = 0; rank < size; rank++) {

@@ -75,7 +75,7 @@ static char *name_nonfinite_ranks(const Trainer *trainer, const Options *o, cons
     const Communicator *communicator = communicator_of(trainer);
     const int size = communicator->size;
     const RankResult here = {result->loss_here, result->grad_norm_here};
-    RankResult *all = (RankResult *)host_allocate((size_t)size, sizeof(RankResult), "the ranks' losses");
+    RankResult *all = host_allocate((size_t)size, sizeof(RankResult), "the ranks' losses");
     communicator_gather(communicator, all, &here, sizeof(here), "the ranks' losses");
     char *where = format_string("%s", "");
     for (int rank = 0; rank < size && size > 1; rank++) {

@@ -50,7 +50,7 @@ Device *training_open_device(Options *options, const Communicator *communicator)
 // --- plan -----------------------------------------------------------------------------------------------
 
 static void settle_layer_kinds(Training *t, int64_t layers, const LayerKind *layer_kinds) {
-    t->layer_kinds = (LayerKind *)host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
+    t->layer_kinds = host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
     for (int64_t layer = 0; layer < layers && layer_kinds; layer++) {
         t->layer_kinds[layer] = layer_kinds[layer];
         t->lighthouse_layers += layer_kinds[layer] == LAYER_LIGHTHOUSE;
@@ -62,8 +62,7 @@ Training training_create(Device *device, Collectives *collectives, const ModelCo
                          const OptimizerSettings *optimizer) {
     Training t = {.device = device, .collectives = collectives, .memory = memory_plan_create(device)};
     settle_layer_kinds(&t, config->layers, layer_kinds);
-    LayerKinds *kinds =
-        (LayerKinds *)host_allocate((size_t)config->layers, sizeof(LayerKinds), "layer kinds");
+    LayerKinds *kinds = host_allocate((size_t)config->layers, sizeof(LayerKinds), "layer kinds");
     for (int64_t layer = 0; layer < config->layers; layer++) kinds[layer] = 1u << t.layer_kinds[layer];
     DecoderSettings settings = *decoder;
     settings.layer_kinds = kinds;
@@ -92,8 +91,8 @@ static Training plan_at_level(Collectives *collectives, const Options *o, Recomp
                                          .grad_clip = o->grad_clip,
                                          .sharded = o->zero == 1};
     const int64_t layers = o->config.layers;
-    bool *dense = (bool *)host_allocate((size_t)layers, sizeof(bool), "dense layers");
-    LayerKind *kinds = (LayerKind *)host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
+    bool *dense = host_allocate((size_t)layers, sizeof(bool), "dense layers");
+    LayerKind *kinds = host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
     options_dense_layers(o, dense);
     for (int64_t layer = 0; layer < layers; layer++)
         kinds[layer] = o->selection && !dense[layer] ? LAYER_LIGHTHOUSE : LAYER_DENSE;
@@ -135,8 +134,8 @@ void training_allocate(Training *t) {
     const size_t rows = (size_t)(t->decoder->layers.batch * t->decoder->layers.seq_len);
     memory_plan_allocate(t->memory);
     decoder_start(t->decoder);
-    t->inputs = (int32_t *)host_allocate(rows, sizeof(int32_t), "a batch");
-    t->targets = (int32_t *)host_allocate(rows, sizeof(int32_t), "a batch");
+    t->inputs = host_allocate(rows, sizeof(int32_t), "a batch");
+    t->targets = host_allocate(rows, sizeof(int32_t), "a batch");
 }
 
 void training_free(Training *t) {

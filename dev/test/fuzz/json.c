@@ -46,7 +46,7 @@ static void make_header(int kind, Tensor *tensors, int count, const char *const 
     char *header = safetensors_header(tensors, count, metadata, &size);
     data_bytes[kind] = tensors[count - 1].offset + tensors[count - 1].bytes;
     header_bytes[kind] = size - 8;
-    headers[kind] = (char *)host_allocate(header_bytes[kind], 1, "a header");
+    headers[kind] = host_allocate(header_bytes[kind], 1, "a header");
     memcpy(headers[kind], header + 8, header_bytes[kind]);
     free(header);
 }
@@ -81,7 +81,7 @@ static void write_file(int kind, const void *text, size_t bytes) {
         replace_file(path_of(kind).text, text, bytes);
         return;
     }
-    char *whole = (char *)host_allocate(8 + bytes + data_bytes[kind], 1, "a file");
+    char *whole = host_allocate(8 + bytes + data_bytes[kind], 1, "a file");
     for (int i = 0; i < 8; i++) whole[i] = (char)(bytes >> (8 * i) & 0xff);
     memcpy(whole + 8, text, bytes);
     replace_file(path_of(kind).text, whole, 8 + bytes + data_bytes[kind]);
@@ -116,7 +116,7 @@ static void verify(void *unused) {
 }
 
 static void add_seed(int argc, char **argv, int kind, const char *text, size_t bytes) {
-    char *seed = (char *)host_allocate(bytes + 1, 1, "a seed");
+    char *seed = host_allocate(bytes + 1, 1, "a seed");
     seed[0] = (char)kind;
     memcpy(seed + 1, text, bytes);
     seed_corpus(argc, argv, names[kind], seed, bytes + 1);

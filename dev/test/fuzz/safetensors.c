@@ -13,7 +13,7 @@ static void add_seed(int argc, char **argv, const char *name, int count, const c
     size_t size;
     char *header = safetensors_header(tensors, count, metadata, &size);
     const size_t bytes = count > 0 ? tensors[count - 1].offset + tensors[count - 1].bytes : 0;
-    char *whole = (char *)host_allocate(size + bytes, 1, "a seed");
+    char *whole = host_allocate(size + bytes, 1, "a seed");
     memcpy(whole, header, size);
     seed_corpus(argc, argv, name, whole, size + bytes);
     free(whole);
@@ -39,7 +39,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         if (tensor->bytes > bytes || tensor->offset > bytes - tensor->bytes) abort();
         if ((size_t)tensor->count * storage_size(tensor->type) != tensor->bytes) abort();
         if (safetensors_find(&file, tensor->name) != tensor) abort();
-        char *out = (char *)malloc(tensor->bytes + 1);
+        char *out = malloc(tensor->bytes + 1);
         if (!safetensors_read(&file, tensor, 0, out, tensor->bytes)) abort();
         if (safetensors_read(&file, tensor, 1, out, tensor->bytes)) abort();
         free(out);

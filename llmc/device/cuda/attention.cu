@@ -1,7 +1,7 @@
-// The attention operations: cuDNN (cudnn_attention.h), and the log-sum-exp in the layout that the caller wants.
-// cuDNN is given a log-sum-exp without gaps, the one layout that all its engines are used with; one laid out
-// otherwise goes through a copy at the end of the workspace: 16 bytes per query and head, against at least
-// 8·head_dim for the attention itself.
+// The attention operations: cuDNN (cudnn_attention.h), and the log-sum-exp in the layout that the caller
+// wants. cuDNN is given a log-sum-exp without gaps, the one layout that all its engines are used with; one
+// laid out otherwise goes through a copy at the end of the workspace: 16 bytes per query and head, against at
+// least 8·head_dim for the attention itself.
 #include "device/cuda/attention.cuh"
 #include "device/cuda/limits.cuh"
 #include "device/cuda/operations.cuh"

@@ -1,14 +1,10 @@
 // Attention by cuDNN, behind an interface without cuDNN's headers, which take long to compile.
 // Here the log-sum-exp is float32 [batch, heads, query_len] without gaps, whatever the shape says of it; see
-// attention.cuh.
+// attention.cu.
 #pragma once
 #include "device/ops.h"
 
 #include <cuda_runtime_api.h>
-
-#ifdef __cplusplus
-extern "C" {
-#endif
 
 // A cuDNN handle on one CUDA stream, and the execution plans made so far, one for each shape and direction.
 typedef struct Attention Attention;
@@ -29,7 +25,3 @@ void cudnn_attention_backward(Attention *attention, void *grad_query, void *grad
                               const void *grad_out, const void *query, const void *key, const void *value,
                               const void *out, const float *logsumexp, const AttentionShape *shape,
                               void *workspace);
-
-#ifdef __cplusplus
-}
-#endif

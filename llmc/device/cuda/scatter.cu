@@ -1,5 +1,5 @@
-// From the subsequence back to the sequence, what crosses from piece to piece, and the transposes of both. All
-// are gathers in a fixed order.
+// From the subsequence back to the sequence, what crosses from piece to piece, and the transposes of both.
+// All are gathers in a fixed order.
 #include "device/cuda/lighthouse.cuh"
 #include "device/cuda/operations.cuh"
 

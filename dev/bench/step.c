@@ -11,6 +11,8 @@
 #include "training/step.h"
 #include "bench.h"
 
+#include <string.h>
+
 enum { WARMUP = 2, REPEATS = 5 };
 static const double long_step = 2; // seconds beyond which a step is measured once, after one for warming up
 
@@ -63,9 +65,11 @@ static void profile_step(Bench *b, const Ceilings *ceilings) {
 
 // --- what several GPUs exchange -------------------------------------------------------------------------
 
-// The collective operations of a step, to be done again on their own.
+typedef enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } CallKind;
+
+// One collective operation of a step, to be done again on its own.
 typedef struct {
-    enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } kind;
+    CallKind kind;
     GroupKind group;
     void *buffer;
     int64_t size; // elements or bytes of a rank
@@ -79,18 +83,18 @@ static struct {
     Collectives real;
 } steps_calls;
 
-static Call *add_call(int kind, GroupKind group) {
+static Call *add_call(CallKind kind, GroupKind group) {
     if (steps_calls.count == (int)COUNT_OF(steps_calls.calls)) fatal("a step has more collective operations");
     Call *call = &steps_calls.calls[steps_calls.count++];
     memset(call, 0, sizeof(*call));
-    call->kind = (decltype(call->kind))kind;
+    call->kind = kind;
     call->group = group;
     return call;
 }
 
 static void note_reduce_scatter(Collectives *self, GroupKind group, void *buffer, int64_t count,
                                 const char *what) {
-    Call *call = add_call(Call::REDUCE_SCATTER, group);
+    Call *call = add_call(REDUCE_SCATTER, group);
     call->buffer = buffer;
     call->size = count;
     steps_calls.real.reduce_scatter(self, group, buffer, count, what);
@@ -98,7 +102,7 @@ static void note_reduce_scatter(Collectives *self, GroupKind group, void *buffer
 
 static void note_all_gather(Collectives *self, GroupKind group, void *buffer, size_t bytes,
                             const char *what) {
-    Call *call = add_call(Call::ALL_GATHER, group);
+    Call *call = add_call(ALL_GATHER, group);
     call->buffer = buffer;
     call->size = (int64_t)bytes;
     steps_calls.real.all_gather(self, group, buffer, bytes, what);
@@ -106,7 +110,7 @@ static void note_all_gather(Collectives *self, GroupKind group, void *buffer, si
 
 static void note_exchange(Collectives *self, GroupKind group, const Message *sends, int send_count,
                           const Message *receives, int receive_count, const char *what) {
-    Call *call = add_call(Call::EXCHANGE, group);
+    Call *call = add_call(EXCHANGE, group);
     for (int i = 0; i < send_count; i++) call->sends[i] = sends[i];
     for (int i = 0; i < receive_count; i++) call->receives[i] = receives[i];
     call->send_count = send_count;
@@ -118,9 +122,9 @@ static void do_calls(void *context) {
     Collectives *collectives = ((Bench *)context)->training.collectives;
     for (int i = 0; i < steps_calls.count; i++) {
         const Call *c = &steps_calls.calls[i];
-        if (c->kind == Call::REDUCE_SCATTER)
+        if (c->kind == REDUCE_SCATTER)
             collectives_reduce_scatter(collectives, c->group, c->buffer, c->size, "the benchmark");
-        else if (c->kind == Call::ALL_GATHER)
+        else if (c->kind == ALL_GATHER)
             collectives_all_gather(collectives, c->group, c->buffer, (size_t)c->size, "the benchmark");
         else
             collectives_exchange(collectives, c->group, c->sends, c->send_count, c->receives,
@@ -131,8 +135,9 @@ static void do_calls(void *context) {
 }
 
 // In its place: what is sent is taken for what is received, so that the rest works on real numbers.
-static void copy_exchange(Collectives *self, GroupKind, const Message *sends, int send_count,
-                          const Message *receives, int receive_count, const char *) {
+static void copy_exchange(Collectives *self, GroupKind group, const Message *sends, int send_count,
+                          const Message *receives, int receive_count, const char *what) {
+    (void)group, (void)what;
     const int64_t columns = 64; // 128 bytes
     for (int i = 0; i < send_count && i < receive_count; i++)
         self->device->ops->convert.copy_rows(receives[i].memory, columns, sends[i].memory, columns,
@@ -172,8 +177,8 @@ static void print_overlap(Bench *b, double step) {
 // A batch of bytes, as text prepared by dev/data has them.
 static void make_batch(Bench *b) {
     const int64_t rows = batch_rows(b);
-    b->inputs = (int32_t *)host_allocate((size_t)rows, sizeof(int32_t), "tokens");
-    b->targets = (int32_t *)host_allocate((size_t)rows, sizeof(int32_t), "tokens");
+    b->inputs = host_allocate((size_t)rows, sizeof(int32_t), "tokens");
+    b->targets = host_allocate((size_t)rows, sizeof(int32_t), "tokens");
     for (int64_t i = 0; i < rows; i++) b->inputs[i] = (int32_t)(random_u64(3, (uint64_t)i) % 256);
     for (int64_t i = 0; i < rows; i++) b->targets[i] = b->inputs[(i + 1) % rows];
 }
