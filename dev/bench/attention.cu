@@ -6,9 +6,9 @@
 // Without lengths: those of the published measurements. --dense: dense attention also beyond 131072 tokens,
 // once (it takes seconds). --deterministic: cuDNN's deterministic backward.
 #include "model/lighthouse.h"
+#include "model/rotary.h"
 #include "bench.h"
 
-#include <math.h>
 #include <string.h>
 
 enum { HEADS = 8, HEAD_DIM = 128, TILE = 128 };
@@ -125,38 +125,38 @@ static double milliseconds_of_one(Bench *b, void (*work)(Bench *)) {
 
 // --- a case ---------------------------------------------------------------------------------------------
 
-static void upload_angles(Bench *b) {
-    const int64_t half = HEAD_DIM / 2, seq_len = b->shape.seq_len;
-    const size_t count = (size_t)(seq_len * HEAD_DIM);
-    float *angles = (float *)host_allocate(count, sizeof(float), "RoPE angles");
-#pragma omp parallel for
-    for (int64_t position = 0; position < seq_len; position++)
-        for (int64_t j = 0; j < half; j++) {
-            const double angle = (double)position * pow(10000, -(double)j / (double)half);
-            angles[(position * half + j) * 2] = (float)cos(angle);
-            angles[(position * half + j) * 2 + 1] = (float)sin(angle);
-        }
-    b->device->upload(b->device, b->angles, angles, count * sizeof(float));
-    free(angles);
-}
+typedef struct {
+    const char *name;
+    size_t bytes;
+    void **where;
+} Buffer;
 
-static void plan_buffers(Bench *b, MemoryPlan *plan, bool dense) {
+static MemoryPlan *allocate_buffers(Bench *b, bool dense) {
     const LighthouseShape *s = &b->shape;
     const size_t row = 2 * HEADS * HEAD_DIM, tokens = (size_t)s->seq_len, entries = (size_t)s->entries;
     const size_t inner = b->inner.workspace_bytes, outer = dense ? b->dense.workspace_bytes : 0;
-    plan_add(plan, tokens * 3 * row, &b->qkv, "qkv");
-    plan_add(plan, tokens * 3 * row, &b->grad_qkv, "gradient of qkv");
-    plan_add(plan, tokens * row, &b->out, "out");
-    plan_add(plan, tokens * row, &b->grad_out, "gradient of out");
-    plan_add(plan, dense ? tokens * HEADS * 4 : 0, &b->logsumexp, "log-sum-exp");
-    plan_add(plan, (size_t)s->pyramid * 2 * HEADS * 4, &b->scores, "scores");
-    plan_add(plan, tokens * HEAD_DIM * 4, &b->angles, "RoPE angles");
-    plan_add(plan, (size_t)s->pyramid * HEADS * 4, (void **)&b->layer.positions, "positions");
-    plan_add(plan, entries * 3 * row, &b->layer.gathered, "gathered queries, keys and values");
-    plan_add(plan, entries * row, &b->layer.sub_out, "outputs of the subsequence");
-    plan_add(plan, entries * HEADS * 4, &b->layer.logsumexp, "log-sum-exp of the subsequence");
-    plan_add(plan, (size_t)lighthouse_backward_scratch(s) * 2, &b->scratch, "scratch of the backward");
-    plan_add(plan, inner > outer ? inner : outer, &b->workspace, "attention workspace");
+    const Buffer buffers[] = {
+        {"qkv", tokens * 3 * row, &b->qkv},
+        {"gradient of qkv", tokens * 3 * row, &b->grad_qkv},
+        {"out", tokens * row, &b->out},
+        {"gradient of out", tokens * row, &b->grad_out},
+        {"log-sum-exp", dense ? tokens * HEADS * 4 : 0, &b->logsumexp},
+        {"scores", (size_t)s->pyramid * 2 * HEADS * 4, &b->scores},
+        {"RoPE angles", tokens * HEAD_DIM * 4, &b->angles},
+        {"positions", (size_t)s->pyramid * HEADS * 4, (void **)&b->layer.positions},
+        {"gathered queries, keys and values", entries * 3 * row, &b->layer.gathered},
+        {"outputs of the subsequence", entries * row, &b->layer.sub_out},
+        {"log-sum-exp of the subsequence", entries * HEADS * 4, &b->layer.logsumexp},
+        {"scratch of the backward", (size_t)lighthouse_backward_scratch(s) * 2, &b->scratch},
+        {"attention workspace", inner > outer ? inner : outer, &b->workspace},
+    };
+    MemoryPlan *memory = memory_plan_create(b->device);
+    size_t offsets[COUNT_OF(buffers)];
+    for (size_t i = 0; i < COUNT_OF(buffers); i++)
+        offsets[i] = memory_plan_add(memory, buffers[i].bytes, "%s", buffers[i].name);
+    memory_plan_allocate(memory);
+    for (size_t i = 0; i < COUNT_OF(buffers); i++) *buffers[i].where = memory_at(memory, offsets[i]);
+    return memory;
 }
 
 static void measure_dense(Bench *b, Result *result) {
@@ -193,22 +193,19 @@ static void profile(Bench *b, const Ceilings *ceilings, Result *result) {
 
 static Result measure(Device *device, const Case *c, bool dense, bool deterministic,
                       const Ceilings *ceilings) {
-    static Bench b; // the plan keeps addresses inside it
-    memset(&b, 0, sizeof(b));
-    Result result;
-    memset(&result, 0, sizeof(result));
+    Bench b = {};
+    Result result = {};
     const size_t bound = (size_t)4 << 30;
     b.device = device;
     b.shape = lighthouse_shape(&c->settings, 1, c->seq_len, HEADS, HEADS, HEAD_DIM);
     b.inner = lighthouse_attention_plan(device, &b.shape, deterministic, bound, NULL);
     if (dense)
         b.dense = attention_plan(device, 1, c->seq_len, HEADS, HEADS, HEAD_DIM, deterministic, bound, NULL);
-    MemoryPlan plan = {NULL, 0, 0, 0};
-    plan_buffers(&b, &plan, dense);
-    plan_allocate(&plan, device);
+    MemoryPlan *memory = allocate_buffers(&b, dense);
+    const Group alone = {0, 1};
     upload_random(device, b.qkv, c->seq_len * 3 * HEADS * HEAD_DIM);
     upload_random(device, b.grad_out, c->seq_len * HEADS * HEAD_DIM);
-    upload_angles(&b);
+    rotary_upload(device, b.angles, c->seq_len, HEAD_DIM, 10000, alone);
     rope(&b, b.scores);
 
     result.entries = b.shape.entries;
@@ -218,8 +215,7 @@ static Result measure(Device *device, const Case *c, bool dense, bool determinis
     result.inner.both = milliseconds(&b, inner_both);
     profile(&b, ceilings, &result);
     if (dense) measure_dense(&b, &result);
-    plan_release(&plan, device);
-    plan_clear(&plan);
+    memory_plan_free(memory);
     return result;
 }
 

@@ -75,19 +75,20 @@ static inline void ceiling_multiply(void *context) {
 
 static inline Ceilings measure_ceilings(Device *device) {
     CeilingRun run = {device, NULL, NULL, NULL, (size_t)2 << 30, 8192, 10};
-    MemoryPlan plan = {NULL, 0, 0, 0};
-    plan_add(&plan, run.bytes, &run.a, "a");
-    plan_add(&plan, run.bytes, &run.b, "b");
-    plan_add(&plan, (size_t)(run.size * run.size) * 2, &run.c, "c");
-    plan_allocate(&plan, device);
+    MemoryPlan *memory = memory_plan_create(device);
+    const size_t a = memory_plan_add(memory, run.bytes, "a"), b = memory_plan_add(memory, run.bytes, "b");
+    const size_t c = memory_plan_add(memory, (size_t)(run.size * run.size) * 2, "c");
+    memory_plan_allocate(memory);
+    run.a = memory_at(memory, a);
+    run.b = memory_at(memory, b);
+    run.c = memory_at(memory, c);
     upload_random(device, run.a, run.size * run.size);
     upload_random(device, run.b, run.size * run.size);
     const double flops = 2.0 * (double)run.size * (double)run.size * (double)run.size * run.products;
     Ceilings ceilings;
     ceilings.flops_per_second = flops / median_seconds(ceiling_multiply, &run, 2, 9);
     ceilings.bytes_per_second = 2.0 * (double)run.bytes / median_seconds(ceiling_copy, &run, 2, 9);
-    plan_release(&plan, device);
-    plan_clear(&plan);
+    memory_plan_free(memory);
     printf("%s: device copy %.2f TB/s (read plus write), bfloat16 product of 8192x8192x8192 %.0f TFLOP/s\n\n",
            device->name, 1e-12 * ceilings.bytes_per_second, 1e-12 * ceilings.flops_per_second);
     return ceilings;

@@ -7,7 +7,8 @@
 //                                          and how much of what they exchange is hidden behind the rest
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed.
-#include "training/training.h"
+#include "run/options_check.h"
+#include "training/step.h"
 #include "bench.h"
 
 enum { WARMUP = 2, REPEATS = 5 };
@@ -20,21 +21,32 @@ typedef struct {
     int32_t *inputs, *targets;
 } Bench;
 
+static int64_t batch_rows(const Bench *b) {
+    return b->training.decoder->layers.batch * b->training.decoder->layers.seq_len;
+}
+
+static void read_batch(void *context, int64_t, int32_t *inputs, int32_t *targets) {
+    const Bench *b = (const Bench *)context;
+    const size_t bytes = (size_t)batch_rows(b) * sizeof(int32_t);
+    memcpy(inputs, b->inputs, bytes);
+    memcpy(targets, b->targets, bytes);
+}
+
 static void forward_backward(void *context) {
     Bench *b = (Bench *)context;
-    const ModelSettings *settings = &b->training.model.settings;
-    const GradientsReady reduction = optimizer_reduction(&b->training.optimizer);
-    model_accumulate(&b->training.model, 0, b->inputs, b->targets,
-                     1.0 / (double)(settings->batch * settings->seq_len), &reduction);
-    collectives_finish(b->training.collectives);
-    b->training.device->synchronize(b->training.device);
+    Training *t = &b->training;
+    const BatchSource source = {read_batch, b};
+    const StepAttention attention = training_attention(t, true);
+    const GradientsReady reduction = optimizer_reduction(t->optimizer);
+    step_accumulate(t, &attention, &source, &reduction);
+    collectives_finish(t->collectives);
+    t->device->synchronize(t->device);
 }
 
 static void optimizer_step(void *context) {
     Bench *b = (Bench *)context;
     Training *t = &b->training;
-    optimizer_update(&t->optimizer, 1, 1e-5, optimizer_grad_norm(&t->optimizer, NULL));
-    model_zero_gradients(&t->model);
+    optimizer_update(t->optimizer, 1, 1e-5, optimizer_grad_norm(t->optimizer, NULL));
     t->device->synchronize(t->device);
 }
 
@@ -159,7 +171,7 @@ static void print_overlap(Bench *b, double step) {
 
 // A batch of bytes, as text prepared by dev/data has them.
 static void make_batch(Bench *b) {
-    const int64_t rows = b->training.model.settings.batch * b->training.model.settings.seq_len;
+    const int64_t rows = batch_rows(b);
     b->inputs = (int32_t *)host_allocate((size_t)rows, sizeof(int32_t), "tokens");
     b->targets = (int32_t *)host_allocate((size_t)rows, sizeof(int32_t), "tokens");
     for (int64_t i = 0; i < rows; i++) b->inputs[i] = (int32_t)(random_u64(3, (uint64_t)i) % 256);
@@ -179,29 +191,30 @@ static void print_step(const Training *t, const Options *o, double step, double 
                  work = (flops.linear + flops.attention) * tokens;
     if (processes > 1) printf("%d GPUs, %ld for each sequence: ", processes, (long)o->cp);
     printf("%s, %ld x %ld tokens, %ld Lighthouse layers on %ld entries, recompute %s, deterministic %s\n",
-           o->model, (long)o->global_batch, (long)o->seq_len, (long)t->model.lighthouse_layers,
-           (long)(t->model.lighthouse.entries * o->cp), recompute_name(t->model.settings.recompute),
-           o->deterministic ? "on" : "off");
+           model_preset_names[o->model], (long)o->global_batch, (long)o->seq_len, (long)t->lighthouse_layers,
+           (long)(t->decoder->layers.lighthouse.entries * o->cp),
+           recompute_names[t->decoder->layers.recompute], o->deterministic ? "on" : "off");
     printf("%.1f ms forward and backward, %.2f ms optimizer step: "
            "%.1fk tokens/s, %.1fk with an optimizer step every time\n",
            1e3 * step, 1e3 * update, 1e-3 * tokens / step, 1e-3 * tokens / (step + update));
     printf("%.0f TFLOP/s by count", 1e-12 * work / step);
     if (t->device->peak_flops > 0)
         printf(", MFU %.1f%%", 100 * work / step / (t->device->peak_flops * processes));
-    printf("; %.2f GiB planned, %.2f GiB in use on the device\n", (double)t->plan.bytes / 0x1p30, used);
+    printf("; %.2f GiB planned, %.2f GiB in use on the device\n",
+           (double)memory_plan_bytes(t->memory) / 0x1p30, used);
 }
 
 static void print_json(const Training *t, const Options *o, double step, double update, double used) {
     const int64_t tokens = o->global_batch * o->seq_len;
     printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"tokens\": %ld, \"recompute\": \"%s\"", t->device->name,
-           o->model, (long)tokens, recompute_name(t->model.settings.recompute));
+           model_preset_names[o->model], (long)tokens, recompute_names[t->decoder->layers.recompute]);
     printf(", \"ms\": %.3f, \"optimizer_ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * step, 1e3 * update,
            (double)tokens / step);
-    printf(", \"planned_gib\": %.3f, \"memory_gib\": %.3f}\n", (double)t->plan.bytes / 0x1p30, used);
+    printf(", \"planned_gib\": %.3f, \"memory_gib\": %.3f}\n", (double)memory_plan_bytes(t->memory) / 0x1p30,
+           used);
 }
 
 int main(int argc, char **argv) {
-    static Bench b; // the plan keeps addresses inside it
     const bool brief = argc > 1 && !strcmp(argv[1], "brief");
     if (brief) argv[1] = argv[0];
     argc -= brief;
@@ -212,14 +225,13 @@ int main(int argc, char **argv) {
     options.global_batch = options.batch_size * max_i64(communicator.size / options.cp, 1);
     options_check(&options, communicator.size);
     communicator_divide(&communicator, (int)options.cp);
-    options.device = "cuda";
+    options.device = DEVICE_CUDA;
     Device *device = training_open_device(&options, &communicator);
     Collectives *collectives = collectives_create(device, &communicator);
     const Ceilings ceilings = measure_ceilings(device);
-    training_plan(&b.training, collectives, &options);
+    Bench b = {training_plan(collectives, &options), NULL, NULL};
     training_allocate(&b.training);
-    optimizer_initialize(&b.training.optimizer, 1);
-    model_zero_gradients(&b.training.model);
+    optimizer_initialize(b.training.optimizer, 1);
     make_batch(&b);
     double step = median_seconds(forward_backward, &b, 1, 1);
     if (communicator_all(&communicator, step < long_step, "the benchmark"))

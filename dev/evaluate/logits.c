@@ -19,14 +19,14 @@ static void write_all(FILE *file, const void *data, size_t size, size_t count, c
 }
 
 // Logits of rows [first, first + count) as float32.
-static void write_logits(FILE *file, Model *model, const int32_t *inputs, int64_t first, int64_t count,
+static void write_logits(FILE *file, Decoder *decoder, const int32_t *inputs, int64_t first, int64_t count,
                          const char *path) {
-    const StorageType storage = model->device->ops->storage;
-    const size_t values = (size_t)(count * model->config.vocab_size);
+    const StorageType storage = decoder->layers.device->ops->storage;
+    const size_t values = (size_t)(count * decoder->layers.config.vocab_size);
     void *raw = host_allocate(values, storage_size(storage), "logits");
     double *wide = (double *)host_allocate(values, sizeof(double), "logits");
     float *logits = (float *)host_allocate(values, sizeof(float), "logits");
-    model_logits(model, raw, inputs, first, count);
+    decoder_logits(decoder, raw, inputs, first, count);
     storage_to_double(wide, raw, storage, values);
     storage_from_double(logits, STORAGE_FLOAT32, wide, values);
     write_all(file, logits, sizeof(float), values, path);
@@ -47,10 +47,9 @@ int main(int argc, char **argv) {
     Options options = options_parse((int)COUNT_OF(words) - 1, words, checkpoint.options);
     options.seq_len = seq_len;
     options.selection = false;
-    static Training training; // its plan keeps addresses inside it
     Collectives *collectives =
         collectives_create(training_open_device(&options, &communicator), &communicator);
-    training_plan(&training, collectives, &options);
+    Training training = training_plan(collectives, &options);
     training_allocate(&training);
     const TrainingState state = training_state(&training);
     checkpoint_load(&checkpoint, &state);
@@ -58,7 +57,7 @@ int main(int argc, char **argv) {
     Dataset data = dataset_open("SHARD", argv[2], seq_len, options.config.vocab_size, true);
     int32_t *inputs = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
     int32_t *targets = (int32_t *)host_allocate((size_t)seq_len, sizeof(int32_t), "tokens");
-    dataset_read(&data, 0, inputs, targets);
+    dataset_read(&data, 0, 0, seq_len, inputs, targets);
 
     const int64_t count = min_i64(RANGE, divide_up(seq_len, 3));
     const int64_t firsts[] = {0, (seq_len - count) / 2, seq_len - count};
@@ -74,7 +73,7 @@ int main(int argc, char **argv) {
             write_all(file, &position, sizeof(position), 1, argv[4]);
         }
     for (size_t i = 0; i < COUNT_OF(firsts); i++)
-        write_logits(file, &training.model, inputs, firsts[i], count, argv[4]);
+        write_logits(file, training.decoder, inputs, firsts[i], count, argv[4]);
     if (fclose(file) != 0) fatal("cannot write %s: %s", argv[4], strerror(errno));
     printf("%s: logits at %d of %ld positions\n", argv[4], (int)header[4], (long)seq_len);
     return 0;

@@ -2,17 +2,17 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0, false};
 
-Training *training_open(Device *device, const ModelConfig *config, const ModelSettings *settings,
+Training *training_open(Device *device, Collectives *collectives, const ModelConfig *config,
+                        const DecoderSettings *settings, const LayerKind *layer_kinds,
                         const OptimizerSettings *optimizer) {
     Training *t = (Training *)host_allocate(1, sizeof(Training), "a training");
-    t->device = device;
-    model_create(&t->model, device, config, settings, &t->plan);
-    optimizer_create(&t->optimizer, optimizer, &t->model, &t->plan);
+    *t = training_create(device, collectives, config, settings, layer_kinds, optimizer);
     training_allocate(t);
-    optimizer_initialize(&t->optimizer, 1);
+    optimizer_initialize(t->optimizer, 1);
     return t;
 }
 
@@ -26,20 +26,26 @@ StorageType accumulator_of(const Training *t) {
 }
 
 void set_weights(Training *t, const double *values) {
-    const size_t count = (size_t)t->model.parameters.elements;
-    upload(t->device, t->model.weights, t->device->ops->storage, values, count);
-    if (!t->optimizer.settings.sharded)
-        upload(t->device, t->optimizer.master, accumulator_of(t), values, count);
+    const size_t count = (size_t)t->weights->table.elements;
+    upload(t->device, weights_values_from(t->weights, 0), t->device->ops->storage, values, count);
+    if (!t->optimizer->settings.sharded)
+        upload(t->device, memory_at(t->memory, t->optimizer->master), accumulator_of(t), values, count);
 }
 
 double *get_gradients(const Training *t) {
-    return download(t->device, t->model.gradients, accumulator_of(t), (size_t)t->model.parameters.elements);
+    return download(t->device, weights_gradients_from(t->weights, 0), accumulator_of(t),
+                    (size_t)t->weights->table.elements);
+}
+
+double *get_weights(const Training *t) {
+    return download(t->device, weights_values_from(t->weights, 0), t->device->ops->storage,
+                    (size_t)t->weights->table.elements);
 }
 
 void *gradient_bytes(const Training *t, size_t *size) {
-    *size = (size_t)t->model.parameters.elements * storage_size(accumulator_of(t));
+    *size = (size_t)t->weights->table.elements * storage_size(accumulator_of(t));
     void *bytes = host_allocate(*size, 1, "gradients");
-    t->device->download(t->device, bytes, t->model.gradients, *size);
+    t->device->download(t->device, bytes, weights_gradients_from(t->weights, 0), *size);
     return bytes;
 }
 
@@ -52,7 +58,7 @@ void check_parameters(const ParameterTable *table, const double *a, const double
 // --- the odd model --------------------------------------------------------------------------------------
 
 const ModelConfig odd_config = {264, 192, 3, 6, 2, 136, 1e4, 1e-5};
-const bool odd_dense_layers[] = {true, false, false};
+const LayerKind odd_layer_kinds[] = {LAYER_DENSE, LAYER_LIGHTHOUSE, LAYER_LIGHTHOUSE};
 
 OddBatch odd_batch(void) {
     OddBatch batch;
@@ -63,19 +69,18 @@ OddBatch odd_batch(void) {
     return batch;
 }
 
-ModelSettings odd_settings(bool selection) {
-    ModelSettings settings = {.batch = ODD_BATCH,
-                              .seq_len = ODD_SEQ_LEN,
-                              .micro_steps = 1,
-                              .deterministic = true,
-                              .selection = selection,
-                              .lighthouse = {3, 2, 12, 4}, // 3 chunks of 17 coarsest entries
-                              .dense_layers = odd_dense_layers};
+DecoderSettings odd_settings(void) {
+    DecoderSettings settings = {.batch = ODD_BATCH,
+                                .seq_len = ODD_SEQ_LEN,
+                                .micro_steps = 1,
+                                .deterministic = true,
+                                .lighthouse = {3, 2, 12, 4}}; // 3 chunks of 17 coarsest entries
     return settings;
 }
 
-Training *odd_training(Device *device, ModelSettings settings) {
-    return training_open(device, &odd_config, &settings, &usual_optimizer);
+Training *odd_training(Device *device, DecoderSettings settings, bool selection) {
+    return training_open(device, NULL, &odd_config, &settings, selection ? odd_layer_kinds : NULL,
+                         &usual_optimizer);
 }
 
 double *odd_weights(const ParameterTable *table) {
@@ -96,8 +101,28 @@ double *odd_weights(const ParameterTable *table) {
     return values;
 }
 
+// Hands out the batch's rows, as many as a micro-step takes.
+typedef struct {
+    const OddBatch *batch;
+    int64_t rows;
+} OddSource;
+
+static void read_odd(void *context, int64_t micro_step, int32_t *inputs, int32_t *targets) {
+    const OddSource *source = (const OddSource *)context;
+    const size_t bytes = (size_t)source->rows * sizeof(int32_t);
+    memcpy(inputs, source->batch->inputs + micro_step * source->rows, bytes);
+    memcpy(targets, source->batch->targets + micro_step * source->rows, bytes);
+}
+
 double accumulate(Training *t, const OddBatch *batch) {
-    model_zero_gradients(&t->model);
-    model_accumulate(&t->model, 0, batch->inputs, batch->targets, 1.0 / ODD_ROWS, NULL);
-    return model_losses(&t->model) / ODD_ROWS;
+    OddSource odd = {batch, t->decoder->layers.batch * t->decoder->layers.seq_len};
+    const BatchSource source = {read_odd, &odd};
+    const StepAttention attention = training_attention(t, true);
+    step_accumulate(t, &attention, &source, NULL);
+    return decoder_losses(t->decoder) / ODD_ROWS;
+}
+
+double evaluate(Training *t, const OddBatch *batch, bool selection) {
+    const StepAttention attention = training_attention(t, selection);
+    return decoder_evaluate(t->decoder, &attention, batch->inputs, batch->targets) / ODD_ROWS;
 }

@@ -2,7 +2,7 @@
 #pragma once
 #include "test.h"
 
-#include "training/training.h"
+#include "training/step.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -10,8 +10,10 @@ extern "C" {
 
 extern const OptimizerSettings usual_optimizer;
 
-// A model and its optimizer, allocated and with initial weights of seed 1.
-Training *training_open(Device *device, const ModelConfig *config, const ModelSettings *settings,
+// A model and its optimizer, allocated and with initial weights of seed 1. NULL for collectives: one rank, and
+// for layer_kinds: all dense.
+Training *training_open(Device *device, Collectives *collectives, const ModelConfig *config,
+                        const DecoderSettings *settings, const LayerKind *layer_kinds,
                         const OptimizerSettings *optimizer);
 void training_close(Training *t);
 
@@ -24,6 +26,9 @@ void set_weights(Training *t, const double *values);
 // The caller frees them.
 double *get_gradients(const Training *t);
 
+// All weights as the device stores them; the caller frees them.
+double *get_weights(const Training *t);
+
 // The gradients' bytes, for comparisons to the bit. The caller frees them.
 void *gradient_bytes(const Training *t, size_t *size);
 
@@ -33,7 +38,7 @@ void check_parameters(const ParameterTable *table, const double *a, const double
 // The odd model: grouped queries, three layers. With selection the first is dense all the same: before any
 // attention equal tokens have equal norms, and rounding would choose.
 extern const ModelConfig odd_config;
-extern const bool odd_dense_layers[];
+extern const LayerKind odd_layer_kinds[];
 
 enum { ODD_BATCH = 2, ODD_SEQ_LEN = 204, ODD_ROWS = ODD_BATCH * ODD_SEQ_LEN };
 
@@ -42,15 +47,18 @@ typedef struct {
 } OddBatch;
 
 OddBatch odd_batch(void);
-ModelSettings odd_settings(bool selection);
-Training *odd_training(Device *device, ModelSettings settings);
+DecoderSettings odd_settings(void);
+Training *odd_training(Device *device, DecoderSettings settings, bool selection);
 
 // Random weights that bfloat16 holds exactly, so that every device computes the same function. The caller
 // frees them.
 double *odd_weights(const ParameterTable *table);
 
-// The mean loss of a batch, whose gradients the model then holds.
+// The mean loss of a batch, whose gradients the model then holds, as trained.
 double accumulate(Training *t, const OddBatch *batch);
+
+// The mean loss of a batch without a backward.
+double evaluate(Training *t, const OddBatch *batch, bool selection);
 
 #ifdef __cplusplus
 }

@@ -73,7 +73,7 @@ static void test_samples(void *argument) {
     int64_t sample = 0;
     for (int shard = 0; shard < 3; shard++)
         for (int64_t i = 0; i < samples[shard]; i++, sample++) {
-            dataset_read(&dataset, sample, inputs, targets);
+            dataset_read(&dataset, sample, 0, dataset.seq_len, inputs, targets);
             const size_t bytes = (size_t)seq_len * sizeof(int32_t);
             check(!memcmp(inputs, tokens[shard] + i * seq_len, bytes), "sample %ld: its inputs",
                   (long)sample);
@@ -242,7 +242,7 @@ static void test_short_shards(void *unused) {
 static void read_last_sample(void *argument) {
     const Dataset *dataset = (const Dataset *)argument;
     int32_t *both = (int32_t *)host_allocate((size_t)(2 * dataset->seq_len), sizeof(int32_t), "a test");
-    dataset_read(dataset, dataset->samples - 1, both, both + dataset->seq_len);
+    dataset_read(dataset, dataset->samples - 1, 0, dataset->seq_len, both, both + dataset->seq_len);
     free(both);
 }
 

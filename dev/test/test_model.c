@@ -53,6 +53,18 @@ static void check_number(const char *what, double a, double b) {
     check_close(what, &a, &b, 1, 1e-11);
 }
 
+typedef struct {
+    const int32_t *inputs, *targets;
+    int64_t rows; // of a micro-step
+} FixtureTokens;
+
+static void read_fixture(void *context, int64_t micro_step, int32_t *inputs, int32_t *targets) {
+    const FixtureTokens *fixture = (const FixtureTokens *)context;
+    const size_t bytes = (size_t)fixture->rows * sizeof(int32_t);
+    memcpy(inputs, fixture->inputs + micro_step * fixture->rows, bytes);
+    memcpy(targets, fixture->targets + micro_step * fixture->rows, bytes);
+}
+
 static void steps_match_pytorch(void *unused) {
     (void)unused;
     SafetensorsFile file;
@@ -74,35 +86,32 @@ static void steps_match_pytorch(void *unused) {
     int64_t rows, seq_len;
     int32_t *tokens = fixture_tokens(&file, "tokens", &rows, &seq_len);
     int32_t *targets = fixture_tokens(&file, "targets", &rows, &seq_len);
-    const ModelSettings settings = {
+    const DecoderSettings settings = {
         .batch = rows / micro_steps, .seq_len = seq_len, .micro_steps = micro_steps, .deterministic = true};
 
     Device *device = cpu_device_create(STORAGE_FLOAT64);
-    Training *t = training_open(device, &config, &settings, &optimizer);
-    const ParameterTable *table = &t->model.parameters;
+    Training *t = training_open(device, NULL, &config, &settings, NULL, &optimizer);
+    const ParameterTable *table = &t->weights->table;
     double *weights = fixture_parameters(&file, table, "weights.");
     set_weights(t, weights);
     free(weights);
+    FixtureTokens fixture = {tokens, targets, settings.batch * seq_len};
+    const BatchSource source = {read_fixture, &fixture};
+    const StepAttention dense = training_attention(t, false);
     for (int64_t step = 1; step <= 2; step++) {
-        model_zero_gradients(&t->model);
-        for (int64_t micro = 0; micro < micro_steps; micro++) {
-            const int64_t offset = micro * settings.batch * seq_len;
-            model_accumulate(&t->model, micro, tokens + offset, targets + offset,
-                             1.0 / (double)(rows * seq_len), NULL);
-        }
-        const double grad_norm = optimizer_grad_norm(&t->optimizer, NULL);
-        check_number("loss", model_losses(&t->model) / (double)(rows * seq_len),
-                     fixture_number(&file, step == 1 ? "loss" : "loss_2"));
-        check_number("grad_norm", grad_norm, fixture_number(&file, step == 1 ? "grad_norm" : "grad_norm_2"));
+        const StepResult result = step_gradients(t, &dense, &source);
+        check_number("loss", result.loss, fixture_number(&file, step == 1 ? "loss" : "loss_2"));
+        check_number("grad_norm", result.grad_norm,
+                     fixture_number(&file, step == 1 ? "grad_norm" : "grad_norm_2"));
         if (step == 1) {
             double *expected = fixture_parameters(&file, table, "grads."), *gradients = get_gradients(t);
             check_parameters(table, gradients, expected, 1e-11);
             free(expected);
             free(gradients);
         }
-        optimizer_update(&t->optimizer, step, fixture_number(&file, "adamw.learning_rate"), grad_norm);
+        optimizer_update(t->optimizer, step, fixture_number(&file, "adamw.learning_rate"), result.grad_norm);
         double *expected = fixture_parameters(&file, table, step == 1 ? "after_1." : "after_2.");
-        double *after = download(device, t->model.weights, STORAGE_FLOAT64, (size_t)table->elements);
+        double *after = get_weights(t);
         check_parameters(table, after, expected, 1e-11);
         free(expected);
         free(after);
@@ -124,9 +133,9 @@ typedef struct {
 } Setup;
 
 static void same_step(Setup setup, Device *reference, double loss_tolerance, double gradient_tolerance) {
-    Training *t = odd_training(setup.device, odd_settings(setup.selection));
-    Training *r = odd_training(reference, odd_settings(setup.selection));
-    const ParameterTable *table = &t->model.parameters;
+    Training *t = odd_training(setup.device, odd_settings(), setup.selection);
+    Training *r = odd_training(reference, odd_settings(), setup.selection);
+    const ParameterTable *table = &t->weights->table;
     const OddBatch batch = odd_batch();
     double *weights = odd_weights(table);
     set_weights(t, weights);
@@ -170,8 +179,8 @@ static void steps_repeat_to_the_bit(void *argument) {
     const Setup *setup = (const Setup *)argument;
     Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    Training *a = odd_training(device, odd_settings(setup->selection)),
-             *b = odd_training(device, odd_settings(setup->selection));
+    Training *a = odd_training(device, odd_settings(), setup->selection),
+             *b = odd_training(device, odd_settings(), setup->selection);
     const double loss = accumulate(a, &batch);
     accumulate(b, &batch);
     check(accumulate(b, &batch) == loss, "the loss differs");
@@ -184,16 +193,16 @@ static void recompute_changes_no_bit(void *argument) {
     const Setup *setup = (const Setup *)argument;
     Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    Training *kept = odd_training(device, odd_settings(setup->selection));
+    Training *kept = odd_training(device, odd_settings(), setup->selection);
     accumulate(kept, &batch);
     for (int level = RECOMPUTE_NONE + 1; level < RECOMPUTE_LEVELS; level++) {
-        ModelSettings settings = odd_settings(setup->selection);
+        DecoderSettings settings = odd_settings();
         settings.recompute = (RecomputeLevel)level;
-        Training *recomputed = odd_training(device, settings);
-        check(recomputed->plan.bytes < kept->plan.bytes, "%s saves no memory",
-              recompute_name(settings.recompute));
+        Training *recomputed = odd_training(device, settings, setup->selection);
+        check(memory_plan_bytes(recomputed->memory) < memory_plan_bytes(kept->memory), "%s saves no memory",
+              recompute_names[settings.recompute]);
         accumulate(recomputed, &batch);
-        equal_gradient_bytes(recompute_name(settings.recompute), recomputed, kept);
+        equal_gradient_bytes(recompute_names[settings.recompute], recomputed, kept);
         training_close(recomputed);
     }
     training_close(kept);
@@ -208,14 +217,14 @@ static void chunked_head_equals_whole(void *argument) {
     const Setup *setup = (const Setup *)argument;
     Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    ModelSettings settings = odd_settings(setup->selection);
+    DecoderSettings settings = odd_settings();
     settings.loss_chunk = 48; // the last chunk is a part
-    Training *whole = odd_training(device, odd_settings(setup->selection)),
-             *chunked = odd_training(device, settings);
+    Training *whole = odd_training(device, odd_settings(), setup->selection),
+             *chunked = odd_training(device, settings, setup->selection);
     const double loss = accumulate(whole, &batch), chunked_loss = accumulate(chunked, &batch);
     check_close("loss", &chunked_loss, &loss, 1, 1e-6);
     double *expected = get_gradients(whole), *gradients = get_gradients(chunked);
-    check_parameters(&whole->model.parameters, gradients, expected, step_tolerance(device));
+    check_parameters(&whole->weights->table, gradients, expected, step_tolerance(device));
     free(expected);
     free(gradients);
     training_close(whole);
@@ -226,20 +235,16 @@ static void accumulation_equals_a_larger_batch(void *argument) {
     const Setup *setup = (const Setup *)argument;
     Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    ModelSettings settings = odd_settings(setup->selection);
+    DecoderSettings settings = odd_settings();
     settings.batch = 1;
     settings.micro_steps = ODD_BATCH;
-    Training *whole = odd_training(device, odd_settings(setup->selection)),
-             *parts = odd_training(device, settings);
+    Training *whole = odd_training(device, odd_settings(), setup->selection),
+             *parts = odd_training(device, settings, setup->selection);
     const double loss = accumulate(whole, &batch);
-    model_zero_gradients(&parts->model);
-    for (int64_t i = 0; i < ODD_BATCH; i++)
-        model_accumulate(&parts->model, i, batch.inputs + i * ODD_SEQ_LEN, batch.targets + i * ODD_SEQ_LEN,
-                         1.0 / ODD_ROWS, NULL);
-    const double parts_loss = model_losses(&parts->model) / ODD_ROWS;
+    const double parts_loss = accumulate(parts, &batch);
     check_close("loss", &parts_loss, &loss, 1, 1e-6);
     double *expected = get_gradients(whole), *gradients = get_gradients(parts);
-    check_parameters(&whole->model.parameters, gradients, expected, step_tolerance(device));
+    check_parameters(&whole->weights->table, gradients, expected, step_tolerance(device));
     free(expected);
     free(gradients);
     training_close(whole);
@@ -251,13 +256,13 @@ static void losses_see_no_future(void *argument) {
     const StorageType type = accumulator_type(device->ops->storage);
     OddBatch batch = odd_batch();
     const int64_t changed = 130; // of the first sequence, from here on
-    Training *t = odd_training(device, odd_settings(false));
-    const double loss = model_evaluate(&t->model, batch.inputs, batch.targets, true);
-    double *before = download(device, t->model.losses, type, ODD_ROWS);
+    Training *t = odd_training(device, odd_settings(), false);
+    const double loss = evaluate(t, &batch, true);
+    double *before = download(device, memory_at(t->memory, t->decoder->losses), type, ODD_ROWS);
     for (int64_t i = changed; i < ODD_SEQ_LEN; i++)
         batch.inputs[i] = (int32_t)((batch.inputs[i] + 1) % odd_config.vocab_size);
-    check(model_evaluate(&t->model, batch.inputs, batch.targets, true) != loss, "the change had no effect");
-    double *after = download(device, t->model.losses, type, ODD_ROWS);
+    check(evaluate(t, &batch, true) != loss, "the change had no effect");
+    double *after = download(device, memory_at(t->memory, t->decoder->losses), type, ODD_ROWS);
     for (int64_t i = 0; i < ODD_ROWS; i++)
         if (i < changed || i >= ODD_SEQ_LEN)
             check(before[i] == after[i], "the loss at row %ld changed", (long)i);
@@ -271,9 +276,9 @@ static void evaluation_equals_the_trained_loss(void *argument) {
     const Setup *setup = (const Setup *)argument;
     Device *device = setup->device;
     const OddBatch batch = odd_batch();
-    Training *t = odd_training(device, odd_settings(setup->selection));
-    const double trained = accumulate(t, &batch) * ODD_ROWS;
-    check(model_evaluate(&t->model, batch.inputs, batch.targets, true) == trained, "losses differ");
+    Training *t = odd_training(device, odd_settings(), setup->selection);
+    const double trained = accumulate(t, &batch);
+    check(evaluate(t, &batch, true) == trained, "losses differ");
     training_close(t);
 }
 
@@ -281,13 +286,11 @@ static void evaluation_equals_the_trained_loss(void *argument) {
 static void dense_evaluation_is_dense(void *argument) {
     Device *device = (Device *)argument;
     const OddBatch batch = odd_batch();
-    Training *selecting = odd_training(device, odd_settings(true)),
-             *dense = odd_training(device, odd_settings(false));
-    const double loss = model_evaluate(&dense->model, batch.inputs, batch.targets, true);
-    check(model_evaluate(&selecting->model, batch.inputs, batch.targets, false) == loss,
-          "the dense loss differs");
-    check(model_evaluate(&selecting->model, batch.inputs, batch.targets, true) != loss,
-          "the selection has no effect");
+    Training *selecting = odd_training(device, odd_settings(), true),
+             *dense = odd_training(device, odd_settings(), false);
+    const double loss = evaluate(dense, &batch, true);
+    check(evaluate(selecting, &batch, false) == loss, "the dense loss differs");
+    check(evaluate(selecting, &batch, true) != loss, "the selection has no effect");
     training_close(selecting);
     training_close(dense);
 }
@@ -298,12 +301,13 @@ static void logits_give_the_loss(void *argument) {
     const OddBatch batch = odd_batch();
     enum { FIRST = 150, COUNT = 57 };
     const size_t vocab = (size_t)odd_config.vocab_size;
-    Training *t = odd_training(device, odd_settings(false));
-    model_evaluate(&t->model, batch.inputs, batch.targets, true);
-    double *losses = download(device, t->model.losses, accumulator_type(storage), ODD_ROWS);
+    Training *t = odd_training(device, odd_settings(), false);
+    evaluate(t, &batch, true);
+    double *losses =
+        download(device, memory_at(t->memory, t->decoder->losses), accumulator_type(storage), ODD_ROWS);
     void *raw = host_allocate(COUNT * vocab, storage_size(storage), "logits");
     double *logits = (double *)host_allocate(COUNT * vocab, sizeof(double), "logits");
-    model_logits(&t->model, raw, batch.inputs, FIRST, COUNT);
+    decoder_logits(t->decoder, raw, batch.inputs, FIRST, COUNT);
     storage_to_double(logits, raw, storage, COUNT * vocab);
     double expected[COUNT];
     for (int row = 0; row < COUNT; row++) {
@@ -322,16 +326,16 @@ static void logits_give_the_loss(void *argument) {
 static void master_weights_collect_small_updates(void *argument) {
     Device *device = (Device *)argument;
     const OddBatch batch = odd_batch();
-    Training *t = odd_training(device, odd_settings(false));
-    const size_t count = (size_t)t->model.parameters.elements;
-    double *before = download(device, t->optimizer.master, accumulator_of(t), count);
+    Training *t = odd_training(device, odd_settings(), false);
+    const size_t count = (size_t)t->weights->table.elements;
+    double *before = download(device, memory_at(t->memory, t->optimizer->master), accumulator_of(t), count);
     for (int64_t step = 1; step <= 3; step++) {
         accumulate(t, &batch);
-        optimizer_update(&t->optimizer, step, 1e-5, optimizer_grad_norm(&t->optimizer, NULL));
+        optimizer_update(t->optimizer, step, 1e-5, optimizer_grad_norm(t->optimizer, NULL));
     }
-    double *after = download(device, t->optimizer.master, accumulator_of(t), count);
-    double *weights = download(device, t->model.weights, device->ops->storage, count);
-    const Parameter *p = parameter_find(&t->model.parameters, PARAM_DOWN, 1);
+    double *after = download(device, memory_at(t->memory, t->optimizer->master), accumulator_of(t), count);
+    double *weights = get_weights(t);
+    const Parameter *p = parameter_find(&t->weights->table, PARAM_DOWN, 1);
     size_t moved = 0;
     for (int64_t i = p->offset; i < p->offset + p->count; i++) {
         const double change = fabs(after[i] - before[i]);
@@ -353,11 +357,12 @@ static void angles_are_right_at_a_million(void *argument) {
     const StorageType type = accumulator_type(device->ops->storage);
     enum { HALF = 4, FROM_END = 1000 };
     const ModelConfig config = {264, 16, 1, 2, 2, 16, 1e4, 1e-5};
-    const ModelSettings settings = {
+    const DecoderSettings settings = {
         .batch = 1, .seq_len = (1 << 20) + 1, .micro_steps = 1, .loss_chunk = 128};
-    Training *t = training_open(device, &config, &settings, &usual_optimizer);
+    Training *t = training_open(device, NULL, &config, &settings, NULL, &usual_optimizer);
     const int64_t first = settings.seq_len - FROM_END;
-    const char *last = (const char *)t->model.angles + (size_t)(first * 2 * HALF) * storage_size(type);
+    const char *last = (const char *)memory_at(t->memory, t->decoder->layers.angles) +
+                       (size_t)(first * 2 * HALF) * storage_size(type);
     double *angles = download(device, last, type, FROM_END * 2 * HALF);
     for (int64_t i = 0; i < FROM_END; i++)
         for (int j = 0; j < HALF; j++) {
@@ -388,17 +393,24 @@ static void pieces_equal_whole(void *argument) {
 
     const size_t qkv_count = (size_t)(batch * seq_len * (heads + 2 * kv_heads) * dim);
     const size_t out_count = (size_t)(batch * seq_len * heads * dim);
-    void *qkv, *out, *logsumexp, *grad_out, *grad_qkv, *workspace;
-    MemoryPlan memory = {0};
-    plan_add(&memory, qkv_count * storage_size(storage), &qkv, "qkv");
-    plan_add(&memory, out_count * storage_size(storage), &out, "out");
-    plan_add(&memory, (size_t)(batch * heads * seq_len) * storage_size(accumulator), &logsumexp, "logsumexp");
-    plan_add(&memory, out_count * storage_size(storage), &grad_out, "grad_out");
-    plan_add(&memory, qkv_count * storage_size(storage), &grad_qkv, "grad_qkv");
     const size_t most =
         plan.workspace_bytes > cut.workspace_bytes ? plan.workspace_bytes : cut.workspace_bytes;
-    plan_add(&memory, most + by_heads.workspace_bytes, &workspace, "workspace");
-    plan_allocate(&memory, device);
+    const size_t bytes[] = {
+        qkv_count * storage_size(storage),
+        out_count * storage_size(storage),
+        (size_t)(batch * heads * seq_len) * storage_size(accumulator),
+        out_count * storage_size(storage),
+        qkv_count * storage_size(storage),
+        most + by_heads.workspace_bytes,
+    };
+    MemoryPlan *memory = memory_plan_create(device);
+    size_t offsets[COUNT_OF(bytes)];
+    for (size_t i = 0; i < COUNT_OF(bytes); i++)
+        offsets[i] = memory_plan_add(memory, bytes[i], "buffer %zu", i);
+    memory_plan_allocate(memory);
+    void *qkv = memory_at(memory, offsets[0]), *out = memory_at(memory, offsets[1]);
+    void *logsumexp = memory_at(memory, offsets[2]), *grad_out = memory_at(memory, offsets[3]);
+    void *grad_qkv = memory_at(memory, offsets[4]), *workspace = memory_at(memory, offsets[5]);
     double *values = (double *)host_allocate(qkv_count, sizeof(double), "values");
     random_fill(values, qkv_count);
     upload(device, qkv, storage, values, qkv_count);
@@ -419,8 +431,7 @@ static void pieces_equal_whole(void *argument) {
         free(pieces);
     }
     free(whole);
-    plan_release(&memory, device);
-    plan_clear(&memory);
+    memory_plan_free(memory);
 }
 
 static void float64_equivalences(void *unused) {

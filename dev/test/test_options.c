@@ -3,7 +3,7 @@
 
 #include "model/activations.h"
 #include "model/flops.h"
-#include "run/options.h"
+#include "run/options_check.h"
 #include "device/memory_plan.h"
 #include "run/schedule.h"
 
@@ -109,7 +109,7 @@ static void resume_restores_and_overrides(void *unused) {
         "--lr-schedule wsd --deterministic on --steps 20 --out there --device cpu",
         NULL};
     Options before = parse(first);
-    before.dtype = "float32"; // as a run settles it
+    before.dtype = DTYPE_FLOAT32; // as a run settles it
     cJSON *record = options_record(&before);
     check(!cJSON_GetObjectItem(record, "out") && !cJSON_GetObjectItem(record, "device"),
           "what belongs to one start was recorded");
@@ -118,10 +118,10 @@ static void resume_restores_and_overrides(void *unused) {
     Options after = parse(again);
     check(after.config.layers == 3 && after.config.dim == 128 && after.seq_len == 256 && after.seed == 7,
           "restored");
-    check(after.lr == before.lr && !strcmp(after.lr_schedule, "wsd") && after.deterministic, "restored");
+    check(after.lr == before.lr && after.lr_schedule == SCHEDULE_WSD && after.deterministic, "restored");
     check(after.steps == 40, "--steps on the command line was overridden");
     check(!strcmp(after.out, "there"), "--out should be where the checkpoint is, is %s", after.out);
-    check(!strcmp(after.device, "auto"), "--device should not be restored");
+    check(after.device == DEVICE_AUTO, "--device should not be restored");
 
     check_refused("--resume latest --seq-len 512", record,
                   "--seq-len 512: the checkpoint was trained with 256");
@@ -185,16 +185,15 @@ static void recompute_levels_keep_less_and_less(void *unused) {
     const ModelConfig *config = model_preset("530M");
     const LighthouseSettings settings = {3, 4, 2048, 128};
     const LighthouseShape shape = lighthouse_shape(&settings, 1, 32768, 8, 8, 128);
+    const ActivationSettings activations = {.batch = 1, .seq_len = 32768, .lighthouse = &shape};
     for (int layer = LAYER_DENSE; layer <= LAYER_LIGHTHOUSE; layer++) {
         size_t before = SIZE_MAX;
-        for (int level = 0; level < RECOMPUTE_LEVELS; level++) {
-            const char *name = recompute_name((RecomputeLevel)level);
-            check(recompute_level(name) == (RecomputeLevel)level, "name of %d", level);
+        for (int level = RECOMPUTE_NONE; level < RECOMPUTE_LEVELS; level++) {
+            const char *name = recompute_names[level];
             size_t kept = 0;
             for (int kind = 0; kind < ACTIVATION_KINDS; kind++)
                 if (activation_kept((ActivationKind)kind, (LayerKind)layer, (RecomputeLevel)level))
-                    kept +=
-                        activation_bytes((ActivationKind)kind, config, 1, 32768, &shape, STORAGE_BFLOAT16);
+                    kept += activation_bytes((ActivationKind)kind, config, &activations, STORAGE_BFLOAT16);
             check(kept < before, "%s keeps %zu bytes a layer, the level before %zu", name, kept, before);
             before = kept;
         }
@@ -204,32 +203,34 @@ static void recompute_levels_keep_less_and_less(void *unused) {
         check(before == input + selection, "block keeps the layer's input and selection, not %zu bytes",
               before);
     }
-    check(recompute_level("auto") == RECOMPUTE_LEVELS, "auto is no level");
+    check(!recompute_names[RECOMPUTE_LEVELS], "a name for each level");
 }
 
-static void allocate_too_much(void *argument) {
-    Device *device = cpu_device_create(STORAGE_FLOAT32);
-    MemoryPlan *plan = (MemoryPlan *)argument;
-    plan_allocate(plan, device);
+static void allocate(void *argument) {
+    memory_plan_allocate((MemoryPlan *)argument);
 }
 
 static void plan_names_what_does_not_fit(void *unused) {
     (void)unused;
     Device *device = cpu_device_create(STORAGE_FLOAT32);
-    MemoryPlan plan = {0};
-    void *small, *none = &plan, *huge;
-    plan_add(&plan, 1000, &small, "something small");
-    plan_add(&plan, 0, &none, "nothing");
-    check(none == NULL && plan.count == 1, "an empty entry has no memory");
-    check(plan_fits(&plan, device), "1000 bytes should fit");
-    plan_allocate(&plan, device);
-    check(small != NULL, "allocated");
-    plan_release(&plan, device);
-    plan_add(&plan, (size_t)1 << 50, &huge, "layer %d of too much", 3);
-    check(plan.bytes == ((size_t)1 << 50) + 1000, "the sum");
-    check(!plan_fits(&plan, device), "a petabyte should not fit");
-    check_dies(allocate_too_much, &plan, "no room for layer 3 of too much (1024.00 TiB)");
-    plan_clear(&plan);
+    MemoryPlan *plan = memory_plan_create(device);
+    const size_t first = memory_plan_add(plan, 1000, "something small");
+    const size_t none = memory_plan_add(plan, 0, "nothing");
+    const size_t second = memory_plan_add(plan, 8, "buffer %d", 2);
+    check(none == NO_BUFFER && memory_plan_bytes(plan) == 1024 + 256, "%zu bytes", memory_plan_bytes(plan));
+    check(memory_plan_fits(plan), "1280 bytes should fit");
+    check(memory_at(plan, first) == NULL, "an address before there is memory");
+    memory_plan_allocate(plan);
+    check(memory_at(plan, none) == NULL, "memory for nothing");
+    check((char *)memory_at(plan, second) - (char *)memory_at(plan, first) == 1024, "overlapping buffers");
+    memory_plan_free(plan);
+    plan = memory_plan_create(device);
+    memory_plan_add(plan, 1000, "something small");
+    memory_plan_add(plan, (size_t)1 << 50, "layer %d of too much", 3);
+    memory_plan_add(plan, 1000, "what comes after it");
+    check(!memory_plan_fits(plan), "a petabyte should not fit");
+    check_dies(allocate, plan, "no room for layer 3 of too much (1024.00 TiB)");
+    memory_plan_free(plan);
     device->destroy(device);
 }
 

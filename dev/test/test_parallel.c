@@ -25,16 +25,17 @@ static Group context_group(const Setup *s) {
     return s->communicator.groups[GROUP_CONTEXT];
 }
 
-static ModelSettings settings_of(const Setup *s, bool whole, int64_t micro_steps) {
-    ModelSettings settings = {.batch = BATCH,
-                              .seq_len = whole ? SEQ_LEN : SEQ_LEN / context_group(s).size,
-                              .micro_steps = micro_steps,
-                              .deterministic = true,
-                              .selection = s->selection,
-                              .lighthouse = {3, 2, 64, 4},
-                              .dense_layers = odd_dense_layers,
-                              .collectives = whole ? NULL : s->collectives};
+static DecoderSettings settings_of(const Setup *s, bool whole, int64_t micro_steps) {
+    DecoderSettings settings = {.batch = BATCH,
+                                .seq_len = whole ? SEQ_LEN : SEQ_LEN / context_group(s).size,
+                                .micro_steps = micro_steps,
+                                .deterministic = true,
+                                .lighthouse = {3, 2, 64, 4}};
     return settings;
+}
+
+static const LayerKind *layer_kinds_of(const Setup *s) {
+    return s->selection ? odd_layer_kinds : NULL;
 }
 
 static double tolerance_of(const Setup *s) {
@@ -63,11 +64,6 @@ typedef struct {
     int batches;
     int32_t *inputs, *targets; // [batches, BATCH, SEQ_LEN]
 } Sequences;
-
-// What a loss of each token weighs in their mean.
-static double loss_weight(const Sequences *sequences) {
-    return 1.0 / (BATCH * SEQ_LEN * sequences->batches);
-}
 
 static Sequences random_sequences(const Setup *s, int64_t micro_steps) {
     Sequences sequences = {.batches = (int)micro_steps * data_group(s).size};
@@ -99,73 +95,108 @@ static void free_outcome(Outcome *outcome) {
 }
 
 static void keep_positions(const Training *t, Outcome *outcome) {
-    const size_t count = (size_t)(BATCH * HEADS * t->model.lighthouse.pyramid);
-    for (int64_t layer = 0; layer < t->model.config.layers; layer++) {
-        if (t->model.layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
+    const size_t count = (size_t)(BATCH * HEADS * t->decoder->layers.lighthouse.pyramid);
+    for (int64_t layer = 0; layer < t->decoder->layers.config.layers; layer++) {
+        if (t->layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
         outcome->positions[layer] = (int32_t *)host_allocate(count, sizeof(int32_t), "positions");
         t->device->download(t->device, outcome->positions[layer],
-                            model_lighthouse_layer(&t->model, layer).positions, count * sizeof(int32_t));
+                            layer_lighthouse(&t->decoder->layers, layer).positions, count * sizeof(int32_t));
     }
 }
 
+// The sequences as one rank's micro-steps, or as the parts that the ranks of a setup train on.
+typedef struct {
+    const Setup *setup; // NULL: one rank
+    const Sequences *sequences;
+    // Called at the begin of a micro-step; NULL: nothing.
+    void (*at_begin)(void *context, int64_t micro_step);
+    void *context;
+} SequenceSource;
+
+// int32[tokens]: what a rank holds of a whole sequence.
+static void slice(int32_t *out, const int32_t *sequence, Group context, int64_t tokens) {
+    const int64_t pieces = context_pieces(context), length = tokens / pieces;
+    for (int64_t piece = 0; piece < pieces; piece++)
+        memcpy(out + piece * length, sequence + context_position(context, tokens, piece * length),
+               (size_t)length * sizeof(*out));
+}
+
+static void read_sequences(void *context, int64_t micro_step, int32_t *inputs, int32_t *targets) {
+    const SequenceSource *source = (const SequenceSource *)context;
+    const Group alone = {0, 1};
+    const Group data = source->setup ? data_group(source->setup) : alone;
+    const Group group = source->setup ? context_group(source->setup) : alone;
+    const int64_t batch = micro_step * data.size + data.rank, tokens = SEQ_LEN / group.size;
+    if (source->at_begin) source->at_begin(source->context, micro_step);
+    for (int64_t row = 0; row < BATCH; row++) {
+        const int64_t start = (batch * BATCH + row) * SEQ_LEN;
+        slice(inputs + row * tokens, source->sequences->inputs + start, group, tokens);
+        slice(targets + row * tokens, source->sequences->targets + start, group, tokens);
+    }
+}
+
+// Keeps the selection of the micro-step before, if it is the one wanted.
+typedef struct {
+    Training *training;
+    Outcome *outcome;
+    int64_t wanted;
+} SelectionKeeper;
+
+static void keep_selection(void *context, int64_t micro_step) {
+    SelectionKeeper *keeper = (SelectionKeeper *)context;
+    if (micro_step - 1 == keeper->wanted) keep_positions(keeper->training, keeper->outcome);
+}
+
 static Outcome step_of_one(const Setup *s, const double *weights, const Sequences *sequences) {
-    const ModelSettings settings = settings_of(s, true, sequences->batches);
-    Training *t = odd_training(s->device, settings);
+    const DecoderSettings settings = settings_of(s, true, sequences->batches);
+    Training *t = training_open(s->device, NULL, &odd_config, &settings, layer_kinds_of(s), &usual_optimizer);
     Outcome outcome = {0};
     set_weights(t, weights);
-    model_zero_gradients(&t->model);
     const int last = sequences->batches - data_group(s).size + data_group(s).rank;
-    for (int i = 0; i < sequences->batches; i++) {
-        model_accumulate(&t->model, i, sequences->inputs + i * BATCH * SEQ_LEN,
-                         sequences->targets + i * BATCH * SEQ_LEN, loss_weight(sequences), NULL);
-        if (i == last) keep_positions(t, &outcome);
-    }
-    outcome.loss = model_losses(&t->model);
+    SelectionKeeper keeper = {t, &outcome, last};
+    SequenceSource all = {NULL, sequences, keep_selection, &keeper};
+    const BatchSource source = {read_sequences, &all};
+    const StepAttention attention = training_attention(t, true);
+    step_accumulate(t, &attention, &source, NULL);
+    keep_selection(&keeper, sequences->batches);
+    outcome.loss = decoder_losses(t->decoder);
     outcome.gradients = get_gradients(t);
     training_close(t);
     return outcome;
 }
 
-static void accumulate_with(const Setup *s, Training *t, const Sequences *sequences,
+static void accumulate_with(const Setup *s, Training *t, const Sequences *sequences, bool replay,
                             const GradientsReady *ready) {
-    const Group data = data_group(s), context = context_group(s);
-    const int64_t tokens = t->model.settings.seq_len, micro_steps = t->model.settings.micro_steps;
-    int32_t inputs[BATCH * SEQ_LEN], targets[BATCH * SEQ_LEN];
-    model_zero_gradients(&t->model);
-    for (int64_t micro_step = 0; micro_step < micro_steps; micro_step++) {
-        const int64_t batch = micro_step * data.size + data.rank;
-        for (int64_t row = 0; row < BATCH; row++) {
-            const int64_t sequence = batch * BATCH + row;
-            context_slice(inputs + row * tokens, sequences->inputs + sequence * SEQ_LEN, context, tokens);
-            context_slice(targets + row * tokens, sequences->targets + sequence * SEQ_LEN, context, tokens);
-        }
-        model_accumulate(&t->model, micro_step, inputs, targets, loss_weight(sequences),
-                         micro_step + 1 == micro_steps ? ready : NULL);
-    }
+    SequenceSource parts = {s, sequences, NULL, NULL};
+    const BatchSource source = {read_sequences, &parts};
+    StepAttention attention = training_attention(t, true);
+    attention.replay = replay;
+    step_accumulate(t, &attention, &source, ready);
 }
 
 static void accumulate_parallel(const Setup *s, Training *t, const Sequences *sequences) {
-    const GradientsReady reduction = optimizer_reduction(&t->optimizer);
-    accumulate_with(s, t, sequences, &reduction);
+    const GradientsReady reduction = optimizer_reduction(t->optimizer);
+    accumulate_with(s, t, sequences, false, &reduction);
 }
 
-static Training *parallel_training(const Setup *s, ModelSettings settings, bool sharded,
+static Training *parallel_training(const Setup *s, DecoderSettings settings, bool sharded,
                                    const double *weights) {
     OptimizerSettings optimizer = usual_optimizer;
     optimizer.sharded = sharded;
-    Training *t = training_open(s->device, &odd_config, &settings, &optimizer);
-    double *spread = relaid(&t->model.parameters, weights, true);
+    Training *t =
+        training_open(s->device, s->collectives, &odd_config, &settings, layer_kinds_of(s), &optimizer);
+    double *spread = relaid(&t->weights->table, weights, true);
     set_weights(t, spread);
     free(spread);
     return t;
 }
 
 static Outcome outcome_of(const Setup *s, Training *t) {
-    Outcome outcome = {.loss = model_losses(&t->model)};
+    Outcome outcome = {.loss = decoder_losses(t->decoder)};
     communicator_sum(&s->communicator, &outcome.loss, 1, "the loss");
-    optimizer_grad_norm(&t->optimizer, NULL); // waits for the sums
+    optimizer_grad_norm(t->optimizer, NULL); // waits for the sums
     double *gradients = get_gradients(t);
-    outcome.gradients = relaid(&t->model.parameters, gradients, false);
+    outcome.gradients = relaid(&t->weights->table, gradients, false);
     free(gradients);
     keep_positions(t, &outcome);
     return outcome;
@@ -225,15 +256,14 @@ static int64_t different_picks(const Setup *s, const Outcome *whole, const Outco
 }
 
 static void give_positions(const Setup *s, Training *t, const Outcome *whole) {
-    for (int64_t layer = 0; layer < t->model.config.layers; layer++) {
-        if (t->model.layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
+    for (int64_t layer = 0; layer < t->decoder->layers.config.layers; layer++) {
+        if (t->layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
         int64_t count;
         int32_t *here = positions_here(s, whole->positions[layer], &count);
-        t->device->upload(t->device, model_lighthouse_layer(&t->model, layer).positions, here,
+        t->device->upload(t->device, layer_lighthouse(&t->decoder->layers, layer).positions, here,
                           (size_t)count * sizeof(int32_t));
         free(here);
     }
-    t->model.selection_given = true;
 }
 
 // --- the tests ------------------------------------------------------------------------------------------
@@ -257,13 +287,13 @@ static void step_equals_one_ranks(void *argument) {
     Outcome whole = step_of_one(s, weights, &sequences);
     Training *t = parallel_training(s, settings_of(s, false, micro_steps), false, weights);
     if (replays) give_positions(s, t, &whole);
-    accumulate_parallel(s, t, &sequences);
+    const GradientsReady reduction = optimizer_reduction(t->optimizer);
+    accumulate_with(s, t, &sequences, replays, &reduction);
     Outcome part = outcome_of(s, t);
     check_outcome(s, &part, &whole);
     int64_t of = 0;
     if (!replays) different_picks(s, &whole, &part, &of);
     if (replays) {
-        t->model.selection_given = false;
         accumulate_parallel(s, t, &sequences);
         Outcome free_running = outcome_of(s, t);
         double counts[2] = {(double)different_picks(s, &whole, &free_running, &of), 0};
@@ -289,15 +319,12 @@ static void a_clipped_halo_is_seen(void *argument) {
     double *weights = shared_weights();
     Outcome whole = step_of_one(s, weights, &sequences);
     Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
-    const LighthouseHalo clipped = {0};
-    const LighthouseHalo halo = t->model.halo;
-    t->model.halo = clipped;
+    t->decoder->layers.context = NULL; // no halo, and attention's plans have a context of their own
     accumulate_parallel(s, t, &sequences);
     Outcome part = outcome_of(s, t);
-    t->model.halo = halo;
-    const Parameter *p = parameter_find(&t->model.parameters, PARAM_ATTENTION_OUT, 1);
-    const int64_t first = p->offset - t->model.parameters.buckets[p->bucket].offset +
-                          t->model.parameters.buckets[p->bucket].flat_offset;
+    const Parameter *p = parameter_find(&t->weights->table, PARAM_ATTENTION_OUT, 1);
+    const int64_t first = p->offset - t->weights->table.buckets[p->bucket].offset +
+                          t->weights->table.buckets[p->bucket].flat_offset;
     double difference = 0, norm = 0;
     for (int64_t i = first; i < first + p->count; i++) {
         difference += pow(part.gradients[i] - whole.gradients[i], 2);
@@ -314,9 +341,9 @@ static void a_clipped_halo_is_seen(void *argument) {
 }
 
 static void *weight_bytes(const Training *t, size_t *size) {
-    *size = (size_t)t->model.parameters.elements * storage_size(t->device->ops->storage);
+    *size = (size_t)t->weights->table.elements * storage_size(t->device->ops->storage);
     void *bytes = host_allocate(*size, 1, "weights");
-    t->device->download(t->device, bytes, t->model.weights, *size);
+    t->device->download(t->device, bytes, weights_values_from(t->weights, 0), *size);
     return bytes;
 }
 
@@ -324,14 +351,15 @@ static void *weight_bytes(const Training *t, size_t *size) {
 static void *train_three_steps(const Setup *s, bool sharded, const Sequences *sequences, size_t *size) {
     OptimizerSettings optimizer = usual_optimizer;
     optimizer.sharded = sharded;
-    const ModelSettings settings = settings_of(s, false, 2);
-    Training *t = training_open(s->device, &odd_config, &settings, &optimizer);
+    const DecoderSettings settings = settings_of(s, false, 2);
+    Training *t =
+        training_open(s->device, s->collectives, &odd_config, &settings, layer_kinds_of(s), &optimizer);
     for (int64_t step = 1; step <= 3; step++) {
         accumulate_parallel(s, t, sequences);
         double norm_here;
-        const double norm = optimizer_grad_norm(&t->optimizer, &norm_here);
+        const double norm = optimizer_grad_norm(t->optimizer, &norm_here);
         check(norm > 0 && norm_here > 0 && isfinite(norm_here), "gradient norms %g and %g", norm, norm_here);
-        optimizer_update(&t->optimizer, step, 1e-2, norm);
+        optimizer_update(t->optimizer, step, 1e-2, norm);
     }
     void *bytes = weight_bytes(t, size);
     training_close(t);
@@ -365,12 +393,11 @@ typedef struct {
 
 static void spoil(void *context, int bucket) {
     const Spoiler *s = (const Spoiler *)context;
-    const ParameterTable *table = &s->training->model.parameters;
+    const ParameterTable *table = &s->training->weights->table;
     const double nan = NAN;
     if (bucket == table->bucket_count / 2 && s->setup->communicator.rank == 1) {
-        const size_t offset =
-            (size_t)(table->buckets[bucket].offset + 3) * storage_size(accumulator_of(s->training));
-        upload(s->training->device, (char *)s->training->model.gradients + offset,
+        upload(s->training->device,
+               weights_gradients_from(s->training->weights, table->buckets[bucket].offset + 3),
                accumulator_of(s->training), &nan, 1);
     }
     s->reduction.call(s->reduction.context, bucket);
@@ -380,22 +407,23 @@ static void spoil(void *context, int bucket) {
 static void a_nan_of_one_rank_reaches_all(void *argument) {
     const Setup *s = (const Setup *)argument;
     Sequences sequences = random_sequences(s, 1);
-    const ModelSettings settings = settings_of(s, false, 1);
+    const DecoderSettings settings = settings_of(s, false, 1);
     OptimizerSettings optimizer = usual_optimizer;
     optimizer.sharded = true;
-    Training *t = training_open(s->device, &odd_config, &settings, &optimizer);
-    Spoiler spoiler = {s, t, optimizer_reduction(&t->optimizer)};
+    Training *t =
+        training_open(s->device, s->collectives, &odd_config, &settings, layer_kinds_of(s), &optimizer);
+    Spoiler spoiler = {s, t, optimizer_reduction(t->optimizer)};
     const GradientsReady spoiled = {spoil, &spoiler};
     size_t size;
     double norm_here;
     void *before = weight_bytes(t, &size);
-    accumulate_with(s, t, &sequences, &spoiled);
-    check(isnan(optimizer_grad_norm(&t->optimizer, &norm_here)), "rank %d does not see it",
+    accumulate_with(s, t, &sequences, false, &spoiled);
+    check(isnan(optimizer_grad_norm(t->optimizer, &norm_here)), "rank %d does not see it",
           s->communicator.rank);
     check(isnan(norm_here) == (s->communicator.rank == 1), "rank %d: its own norm is %g",
           s->communicator.rank, norm_here);
     accumulate_parallel(s, t, &sequences);
-    const double norm = optimizer_grad_norm(&t->optimizer, &norm_here);
+    const double norm = optimizer_grad_norm(t->optimizer, &norm_here);
     check(isfinite(norm) && norm > 0 && isfinite(norm_here), "the next step's norms are %g and %g", norm,
           norm_here);
     void *after = weight_bytes(t, &size);
@@ -413,15 +441,15 @@ static void steps_repeat_and_recompute_to_the_bit(void *argument) {
     void *first = NULL;
     static const RecomputeLevel levels[] = {RECOMPUTE_NONE, RECOMPUTE_NONE, RECOMPUTE_CHEAP, RECOMPUTE_BLOCK};
     for (size_t i = 0; i < COUNT_OF(levels); i++) {
-        ModelSettings settings = settings_of(s, false, 2);
+        DecoderSettings settings = settings_of(s, false, 2);
         settings.recompute = levels[i];
         Training *t = parallel_training(s, settings, false, weights);
         accumulate_parallel(s, t, &sequences);
-        optimizer_grad_norm(&t->optimizer, NULL);
+        optimizer_grad_norm(t->optimizer, NULL);
         size_t size;
         void *bytes = gradient_bytes(t, &size);
         check(!first || !memcmp(first, bytes, size), "recompute %s, run %zu: other gradients",
-              recompute_name(levels[i]), i);
+              recompute_names[levels[i]], i);
         if (first) free(bytes);
         if (!first) first = bytes;
         training_close(t);
@@ -435,20 +463,21 @@ static void evaluation_equals_one_ranks(void *argument) {
     const Setup *s = (const Setup *)argument;
     Sequences sequences = random_sequences(s, 1);
     double *weights = shared_weights();
-    const ModelSettings settings = settings_of(s, true, 1);
-    Training *one = odd_training(s->device, settings);
+    const DecoderSettings settings = settings_of(s, true, 1);
+    Training *one =
+        training_open(s->device, NULL, &odd_config, &settings, layer_kinds_of(s), &usual_optimizer);
     Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
     set_weights(one, weights);
-    const int64_t tokens = t->model.settings.seq_len;
-    int32_t inputs[BATCH * SEQ_LEN], targets[BATCH * SEQ_LEN];
+    const int64_t tokens = SEQ_LEN / context_group(s).size;
     for (int64_t row = 0; row < BATCH; row++) {
-        context_slice(inputs + row * tokens, sequences.inputs + row * SEQ_LEN, context_group(s), tokens);
-        context_slice(targets + row * tokens, sequences.targets + row * SEQ_LEN, context_group(s), tokens);
+        slice(t->inputs + row * tokens, sequences.inputs + row * SEQ_LEN, context_group(s), tokens);
+        slice(t->targets + row * tokens, sequences.targets + row * SEQ_LEN, context_group(s), tokens);
     }
     for (int selection = 0; selection < 2; selection++) {
+        const StepAttention attention = training_attention(t, selection == 1);
         const double expected =
-            model_evaluate(&one->model, sequences.inputs, sequences.targets, selection == 1);
-        double loss = model_evaluate(&t->model, inputs, targets, selection == 1);
+            decoder_evaluate(one->decoder, &attention, sequences.inputs, sequences.targets);
+        double loss = decoder_evaluate(t->decoder, &attention, t->inputs, t->targets);
         communicator_sum(&s->communicator, &loss, 1, "the loss");
         loss /= data_group(s).size; // all groups took the same sequence
         // In bfloat16 the selection is not quite the same.

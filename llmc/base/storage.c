@@ -21,12 +21,6 @@ const char *storage_dtype(StorageType type) {
     return type == STORAGE_FLOAT64 ? "float64" : type == STORAGE_FLOAT32 ? "float32" : "bfloat16";
 }
 
-StorageType storage_of_dtype(const char *dtype, StorageType otherwise) {
-    for (int type = STORAGE_FLOAT64; type <= STORAGE_BFLOAT16; type++)
-        if (!strcmp(dtype, storage_dtype((StorageType)type))) return (StorageType)type;
-    return otherwise;
-}
-
 StorageType accumulator_type(StorageType storage) {
     return storage == STORAGE_FLOAT64 ? STORAGE_FLOAT64 : STORAGE_FLOAT32;
 }

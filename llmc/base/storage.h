@@ -11,11 +11,14 @@ typedef enum { STORAGE_FLOAT64, STORAGE_FLOAT32, STORAGE_BFLOAT16 } StorageType;
 size_t storage_size(StorageType type);       // bytes of an element
 const char *storage_name(StorageType type);  // "F64", "F32", "BF16": the names safetensors uses
 const char *storage_dtype(StorageType type); // "float64", "float32", "bfloat16": the names Hugging Face uses
-// The type of that dtype name; `otherwise` if there is none ("auto").
-StorageType storage_of_dtype(const char *dtype, StorageType otherwise);
 // The type that gradients, master weights, moments, statistics and sums are kept in: float64 for float64
 // storage, else float32.
 StorageType accumulator_type(StorageType storage);
+
+// The address of element `index` of an array of that type.
+static inline void *storage_element(const void *array, StorageType type, int64_t index) {
+    return (char *)array + index * (int64_t)storage_size(type);
+}
 
 uint16_t bfloat16_from_float(float value); // to nearest, ties to even; NaN stays NaN
 float bfloat16_to_float(uint16_t bits);

@@ -2,72 +2,101 @@
 
 #include <stdarg.h>
 #include <stdlib.h>
-#include <string.h>
 
-void plan_add(MemoryPlan *plan, size_t bytes, void **where, const char *format, ...) {
-    if (bytes == 0) {
-        *where = NULL;
-        return;
-    }
-    if (plan->count == plan->capacity) {
-        plan->capacity = plan->capacity ? 2 * plan->capacity : 64;
-        plan->entries = (PlanEntry *)realloc(plan->entries, (size_t)plan->capacity * sizeof(PlanEntry));
-        if (!plan->entries) fatal("out of host memory: the memory plan");
-    }
-    PlanEntry *entry = &plan->entries[plan->count++];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(entry->name, sizeof(entry->name), format, arguments);
-    va_end(arguments);
-    entry->bytes = bytes;
-    entry->where = where;
-    plan->bytes += bytes;
+enum { ALIGNMENT = 256 };
+
+typedef struct {
+    char name[64];
+    size_t bytes;
+} PlannedBuffer;
+
+struct MemoryPlan {
+    Device *device;
+    PlannedBuffer *buffers;
+    int count, capacity;
+    size_t bytes; // of the arena
+    char *arena;  // NULL until it is allocated
+};
+
+MemoryPlan *memory_plan_create(Device *device) {
+    MemoryPlan *plan = (MemoryPlan *)host_allocate(1, sizeof(MemoryPlan), "the memory plan");
+    plan->device = device;
+    return plan;
 }
 
-bool plan_fits(const MemoryPlan *plan, Device *device) {
+void memory_plan_free(MemoryPlan *plan) {
+    if (plan->arena) plan->device->release(plan->device, plan->arena);
+    free(plan->buffers);
+    free(plan);
+}
+
+size_t memory_plan_add(MemoryPlan *plan, size_t bytes, const char *name, ...) {
+    if (bytes == 0) return NO_BUFFER;
+    if (plan->count == plan->capacity) {
+        plan->capacity = plan->capacity ? 2 * plan->capacity : 64;
+        plan->buffers =
+            (PlannedBuffer *)realloc(plan->buffers, (size_t)plan->capacity * sizeof(PlannedBuffer));
+        if (!plan->buffers) fatal("out of host memory: the memory plan");
+    }
+    PlannedBuffer *buffer = &plan->buffers[plan->count++];
+    va_list arguments;
+    va_start(arguments, name);
+    vsnprintf(buffer->name, sizeof(buffer->name), name, arguments);
+    va_end(arguments);
+    buffer->bytes = bytes;
+    const size_t offset = plan->bytes;
+    plan->bytes += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return offset;
+}
+
+size_t memory_plan_bytes(const MemoryPlan *plan) {
+    return plan->bytes;
+}
+
+bool memory_plan_fits(const MemoryPlan *plan) {
     size_t free_bytes, total_bytes;
-    device->memory(device, &free_bytes, &total_bytes);
+    plan->device->memory(plan->device, &free_bytes, &total_bytes);
     return plan->bytes + total_bytes / 100 <= free_bytes;
 }
 
-static void print_plan(FILE *file, const MemoryPlan *plan, Device *device) {
+static void print_plan(FILE *file, const MemoryPlan *plan) {
     char size[32], available[32];
     size_t free_bytes, total_bytes;
-    device->memory(device, &free_bytes, &total_bytes);
+    plan->device->memory(plan->device, &free_bytes, &total_bytes);
     fprintf(file, "memory plan\n");
     for (int i = 0; i < plan->count; i++)
-        fprintf(file, "  %-46s %12s\n", plan->entries[i].name,
-                format_bytes(size, (double)plan->entries[i].bytes));
+        fprintf(file, "  %-46s %12s\n", plan->buffers[i].name,
+                format_bytes(size, (double)plan->buffers[i].bytes));
     fprintf(file, "  %-46s %12s of %s free on %s: %s\n", "total", format_bytes(size, (double)plan->bytes),
-            format_bytes(available, (double)free_bytes), device->name,
-            plan_fits(plan, device) ? "fits" : "does not fit");
+            format_bytes(available, (double)free_bytes), plan->device->name,
+            memory_plan_fits(plan) ? "fits" : "does not fit");
 }
 
-void plan_print(const MemoryPlan *plan, Device *device) {
-    print_plan(stdout, plan, device);
+void memory_plan_print(const MemoryPlan *plan) {
+    print_plan(stdout, plan);
 }
 
-void plan_allocate(MemoryPlan *plan, Device *device) {
-    for (int i = 0; i < plan->count; i++) {
-        PlanEntry *entry = &plan->entries[i];
-        *entry->where = device->allocate(device, entry->bytes);
-        if (*entry->where) continue;
-        char size[32];
-        print_plan(stderr, plan, device);
-        fatal("out of memory on %s: no room for %s (%s); a shorter --seq-len, a smaller --batch-size or more "
-              "--recompute needs less",
-              device->name, entry->name, format_bytes(size, (double)entry->bytes));
-    }
+// The buffer that the device's free memory ends in; the last one if it has room for all.
+static const PlannedBuffer *first_without_room(const MemoryPlan *plan) {
+    size_t free_bytes, total_bytes, end = 0;
+    plan->device->memory(plan->device, &free_bytes, &total_bytes);
+    int i = 0;
+    while (i + 1 < plan->count && (end += plan->buffers[i].bytes) <= free_bytes) i++;
+    return &plan->buffers[i];
 }
 
-void plan_release(MemoryPlan *plan, Device *device) {
-    for (int i = 0; i < plan->count; i++) {
-        if (*plan->entries[i].where) device->release(device, *plan->entries[i].where);
-        *plan->entries[i].where = NULL;
-    }
+void memory_plan_allocate(MemoryPlan *plan) {
+    if (plan->bytes == 0) return;
+    plan->arena = (char *)plan->device->allocate(plan->device, plan->bytes);
+    if (plan->arena) return;
+    const PlannedBuffer *buffer = first_without_room(plan);
+    char size[32];
+    print_plan(stderr, plan);
+    fatal("out of memory on %s: no room for %s (%s); a shorter --seq-len, a smaller --batch-size or more "
+          "--recompute needs less",
+          plan->device->name, buffer->name, format_bytes(size, (double)buffer->bytes));
 }
 
-void plan_clear(MemoryPlan *plan) {
-    free(plan->entries);
-    memset(plan, 0, sizeof(*plan));
+void *memory_at(const MemoryPlan *plan, size_t offset) {
+    return offset == NO_BUFFER || !plan->arena ? NULL : plan->arena + offset;
 }

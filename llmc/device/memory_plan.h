@@ -1,5 +1,6 @@
 // The memory plan: every device buffer of a run by name, known before any is allocated. The same list is
-// printed by --plan, judged against the free memory, and allocated.
+// printed by --plan, judged against the free memory, and allocated as one arena. Who plans a buffer keeps its
+// offset in the arena and asks for the address when it is needed.
 #pragma once
 #include "device/device.h"
 
@@ -7,35 +8,34 @@
 extern "C" {
 #endif
 
-typedef struct {
-    char name[64];
-    size_t bytes;
-    void **where; // receives the memory
-} PlanEntry;
+typedef struct MemoryPlan MemoryPlan;
 
-typedef struct {
-    PlanEntry *entries;
-    int count, capacity;
-    size_t bytes; // of all entries
-} MemoryPlan;
+MemoryPlan *memory_plan_create(Device *device);
 
-// Adds a buffer of `bytes` (nothing if 0) whose address plan_allocate will store in *where.
-void plan_add(MemoryPlan *plan, size_t bytes, void **where, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+// Releases the arena too.
+void memory_plan_free(MemoryPlan *plan);
+
+// The offset of a buffer of 0 bytes, whose address is NULL.
+#define NO_BUFFER SIZE_MAX
+
+// Plans a buffer of `bytes` under this name, aligned to 256 bytes, and returns its offset in the arena.
+size_t memory_plan_add(MemoryPlan *plan, size_t bytes, const char *name, ...)
+    __attribute__((format(printf, 3, 4)));
+
+// Bytes of the arena.
+size_t memory_plan_bytes(const MemoryPlan *plan);
 
 // Whether the device has this much free, with a hundredth of its memory left for what libraries take.
-bool plan_fits(const MemoryPlan *plan, Device *device);
+bool memory_plan_fits(const MemoryPlan *plan);
 
-void plan_print(const MemoryPlan *plan, Device *device);
+void memory_plan_print(const MemoryPlan *plan);
 
-// Allocates every entry; fails naming the entry that found no room, and the plan.
-void plan_allocate(MemoryPlan *plan, Device *device);
+// Allocates the arena, contents undefined; where there is no room, prints the plan and fails with a message
+// that names the buffer at which the device's memory ends.
+void memory_plan_allocate(MemoryPlan *plan);
 
-// Releases what plan_allocate allocated.
-void plan_release(MemoryPlan *plan, Device *device);
-
-// Forgets all entries; nothing may be allocated.
-void plan_clear(MemoryPlan *plan);
+// The address of the buffer at this offset; NULL for NO_BUFFER, or before memory_plan_allocate.
+void *memory_at(const MemoryPlan *plan, size_t offset);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,6 @@
 #include "model/activations.h"
 
-#include <string.h>
+#include <stdlib.h>
 
 typedef enum {
     DIM,
@@ -22,7 +22,7 @@ static const struct {
     Size size; // elements
     ElementType type;
     int dense, lighthouse; // the first recompute level at which such a layer does not keep it
-} activations[ACTIVATION_KINDS] = {
+} activation_table[ACTIVATION_KINDS] = {
 #define ALWAYS RECOMPUTE_LEVELS // kept at every level
 #define NEVER  RECOMPUTE_NONE   // kept at none
 #define ABSENT -1               // such a layer has none
@@ -46,31 +46,18 @@ static const struct {
 #undef ABSENT
 };
 
-static const char *const level_names[RECOMPUTE_LEVELS] = {"none", "cheap", "ffn", "qkv", "block"};
-
-const char *recompute_name(RecomputeLevel level) {
-    return level_names[level];
-}
-
-RecomputeLevel recompute_level(const char *name) {
-    int level = 0;
-    while (level < RECOMPUTE_LEVELS && strcmp(name, level_names[level]) != 0) level++;
-    return (RecomputeLevel)level;
-}
-
-const char *activation_name(ActivationKind kind) {
-    return activations[kind].name;
-}
+const char *const recompute_names[] = {"auto", "none", "cheap", "ffn", "qkv", "block", NULL};
 
 static int first_not_kept(ActivationKind kind, LayerKind layer) {
-    return layer == LAYER_DENSE ? activations[kind].dense : activations[kind].lighthouse;
+    return layer == LAYER_DENSE ? activation_table[kind].dense : activation_table[kind].lighthouse;
 }
 
-bool activation_kept(ActivationKind kind, LayerKind layer, RecomputeLevel level) {
-    return (int)level < first_not_kept(kind, layer);
+bool activation_kept(ActivationKind activation, LayerKind layer, RecomputeLevel level) {
+    return (int)level < first_not_kept(activation, layer);
 }
 
-bool activation_shared(ActivationKind kind, LayerKind layer, RecomputeLevel level) {
+// Whether such a layer has the activation without keeping it.
+static bool is_shared(ActivationKind kind, LayerKind layer, RecomputeLevel level) {
     return !activation_kept(kind, layer, level) && first_not_kept(kind, layer) >= RECOMPUTE_NONE;
 }
 
@@ -94,13 +81,72 @@ static int64_t elements(Size size, const ModelConfig *config, int64_t batch, int
     return 0;
 }
 
-size_t activation_bytes(ActivationKind kind, const ModelConfig *config, int64_t batch, int64_t seq_len,
-                        const LighthouseShape *lighthouse, StorageType storage) {
-    const size_t alignment = 256; // layers follow one another in one buffer
-    const ElementType type = activations[kind].type;
+size_t activation_bytes(ActivationKind kind, const ModelConfig *config, const ActivationSettings *s,
+                        StorageType storage) {
+    const ElementType type = activation_table[kind].type;
     const size_t size = type == INT32         ? sizeof(int32_t)
                         : type == ACCUMULATOR ? storage_size(accumulator_type(storage))
                                               : storage_size(storage);
-    const size_t bytes = (size_t)elements(activations[kind].size, config, batch, seq_len, lighthouse) * size;
-    return (bytes + alignment - 1) / alignment * alignment;
+    return (size_t)elements(activation_table[kind].size, config, s->batch, s->seq_len, s->lighthouse) * size;
+}
+
+// --- buffers --------------------------------------------------------------------------------------------
+
+// Whether one of the kinds that a layer can be of has the property.
+static bool any_kind(LayerKinds kinds, ActivationKind activation, RecomputeLevel level,
+                     bool (*has)(ActivationKind, LayerKind, RecomputeLevel)) {
+    for (int kind = LAYER_DENSE; kind <= LAYER_LIGHTHOUSE; kind++)
+        if ((kinds & 1u << kind) && has(activation, (LayerKind)kind, level)) return true;
+    return false;
+}
+
+static void plan_activation(Activations *a, ActivationKind kind, size_t bytes, const ActivationSettings *s,
+                            MemoryPlan *memory) {
+    const size_t alignment = 256; // the layers' follow one another in one buffer
+    const size_t stride = (bytes + alignment - 1) / alignment * alignment;
+    int64_t kept = 0;
+    bool shared = false;
+    for (int64_t layer = 0; layer < a->layers; layer++) {
+        kept += any_kind(s->layer_kinds[layer], kind, s->recompute, activation_kept);
+        shared |= any_kind(s->layer_kinds[layer], kind, s->recompute, is_shared);
+    }
+    size_t next = memory_plan_add(memory, (size_t)kept * stride, "activations: %s, %ld layers",
+                                  activation_table[kind].name, (long)kept);
+    const size_t common = memory_plan_add(memory, shared ? stride : 0, "activations: %s, not kept",
+                                          activation_table[kind].name);
+    for (int64_t layer = 0; layer < a->layers; layer++) {
+        const bool is_kept = any_kind(s->layer_kinds[layer], kind, s->recompute, activation_kept);
+        a->of_layer[layer][kind] = is_kept ? next : common;
+        next += is_kept ? stride : 0;
+    }
+}
+
+Activations *activations_create(Device *device, const ModelConfig *config, const ActivationSettings *settings,
+                                MemoryPlan *memory) {
+    const StorageType storage = device->ops->storage;
+    const size_t rows = (size_t)(settings->batch * settings->seq_len);
+    const size_t residual = rows * (size_t)config->dim * storage_size(storage);
+    Activations *a = (Activations *)host_allocate(1, sizeof(Activations), "the activations");
+    a->layers = config->layers;
+    a->memory = memory;
+    a->of_layer = host_allocate((size_t)config->layers, sizeof(*a->of_layer), "activation offsets");
+    for (int kind = 0; kind < ACTIVATION_KINDS; kind++)
+        plan_activation(a, (ActivationKind)kind,
+                        activation_bytes((ActivationKind)kind, config, settings, storage), settings, memory);
+    a->last_residual = memory_plan_add(memory, residual, "activations: last layer's output");
+    a->last_norm = memory_plan_add(memory, residual, "activations: final norm");
+    a->last_rstd = memory_plan_add(memory, rows * storage_size(accumulator_type(storage)),
+                                   "activations: final norm 1/rms");
+    a->grad_residual = memory_plan_add(memory, residual, "gradient of the residual stream");
+    a->grad_branch = memory_plan_add(memory, residual, "gradient of a branch");
+    return a;
+}
+
+void activations_free(Activations *activations) {
+    free(activations->of_layer);
+    free(activations);
+}
+
+void *activation_get(const Activations *activations, ActivationKind kind, int64_t layer) {
+    return memory_at(activations->memory, activations->of_layer[layer][kind]);
 }

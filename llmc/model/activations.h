@@ -1,14 +1,14 @@
-// The activation table: one row per activation of a layer, with what it costs to keep and when it is
-// recomputed.
+// The activations of a decoder on a device: a table of what each layer makes, what it costs to keep and when
+// it is made again; and the buffers of a number of rows that the table plans.
 #pragma once
+#include "device/memory_plan.h"
 #include "model/config.h"
-#include "device/ops.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
+// The attention of a layer.
 typedef enum { LAYER_DENSE, LAYER_LIGHTHOUSE } LayerKind;
+
+// The kinds that a layer is of at one step or another: a set of 1 << LayerKind.
+typedef unsigned LayerKinds;
 
 typedef enum {
     ACT_RESIDUAL,      // the layer's input
@@ -31,6 +31,7 @@ typedef enum {
 
 // What the backward makes again instead of keeping, each level more than the one before.
 typedef enum {
+    RECOMPUTE_AUTO, // as an option: the least that fits. No decoder has it
     RECOMPUTE_NONE,
     RECOMPUTE_CHEAP, // what takes one pass over memory: normalized inputs, the SwiGLU product, the scatter
     RECOMPUTE_FFN,   // and the gate and up projections
@@ -39,24 +40,40 @@ typedef enum {
     RECOMPUTE_LEVELS
 } RecomputeLevel;
 
-// "none", "cheap", "ffn", "qkv", "block".
-const char *recompute_name(RecomputeLevel level);
-// The level of that name; RECOMPUTE_LEVELS if there is none ("auto").
-RecomputeLevel recompute_level(const char *name);
-
-const char *activation_name(ActivationKind kind);
+// Their names, as --recompute takes them; ends with NULL.
+extern const char *const recompute_names[];
 
 // Whether a layer of that kind keeps the activation from its forward to its backward.
-bool activation_kept(ActivationKind kind, LayerKind layer, RecomputeLevel level);
+bool activation_kept(ActivationKind activation, LayerKind layer, RecomputeLevel level);
 
-// Whether it has the activation but does not keep it: it then uses a buffer that such layers share.
-bool activation_shared(ActivationKind kind, LayerKind layer, RecomputeLevel level);
+// What the activations are of.
+typedef struct {
+    int64_t batch, seq_len; // sequences, and tokens of each that are here
+    RecomputeLevel recompute;
+    const LayerKinds *layer_kinds;     // [layers]
+    const LighthouseShape *lighthouse; // of Lighthouse layers; NULL: there are none
+} ActivationSettings;
 
-// Bytes of one layer's activation for `batch` sequences of seq_len, rounded up to keep the next layer's
-// aligned. `lighthouse` may be NULL if there are no such layers: what only they have is then of 0 bytes.
-size_t activation_bytes(ActivationKind kind, const ModelConfig *config, int64_t batch, int64_t seq_len,
-                        const LighthouseShape *lighthouse, StorageType storage);
+// Bytes of one layer's activation.
+size_t activation_bytes(ActivationKind kind, const ModelConfig *config, const ActivationSettings *settings,
+                        StorageType storage);
 
-#ifdef __cplusplus
-}
-#endif
+typedef struct {
+    int64_t layers;
+    const MemoryPlan *memory;
+    // Offsets in the arena.
+    size_t (*of_layer)[ACTIVATION_KINDS];       // [layers]
+    size_t last_residual, last_norm, last_rstd; // S[rows, dim], the last layer's output; its final norm's
+                                                // S[rows, dim] and A[rows]
+    size_t grad_residual; // S[rows, dim]: the gradient that flows down the residual stream
+    size_t grad_branch;   // S[rows, dim]: the gradient of a norm's output or of attention's
+} Activations;
+
+// Plans the memory of all activations. A layer has a buffer of its own for what one of its kinds keeps; the
+// rest lies in buffers that layers share.
+Activations *activations_create(Device *device, const ModelConfig *config, const ActivationSettings *settings,
+                                MemoryPlan *memory);
+void activations_free(Activations *activations);
+
+// The address of a layer's activation.
+void *activation_get(const Activations *activations, ActivationKind kind, int64_t layer);

@@ -5,24 +5,11 @@
 // GPU asks for a workspace that grows with the square of the length, so it is cut, first by heads and then
 // into query/key pieces whose gradients are added in a fixed order in the accumulator type.
 #pragma once
-#include "device/collectives.h"
+#include "model/attention_blocks.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef struct {
-    int64_t batch, seq_len; // of each sequence as many tokens as are here
-    int heads, kv_heads, head_dim;
-    bool deterministic;
-    Collectives *context;   // with the ranks that hold the rest of each sequence; NULL: there is no rest
-    int kv_heads_per_call;  // the backward's cut by heads: so many key/value heads and their query heads a
-                            // call
-    int64_t piece_len;      // and by length; seq_len if uncut
-    size_t call_bytes;      // workspace of one backward call
-    size_t forward_bytes;   // workspace of the forward
-    size_t workspace_bytes; // of forward or backward, whichever needs more
-} AttentionPlan;
 
 // How to run attention of this size with calls that ask for at most `workspace_bound` bytes (but uncut, if
 // the backward need not be deterministic). A bound nothing fits is a failure that names it. A context of one

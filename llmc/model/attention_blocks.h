@@ -1,7 +1,21 @@
 // Blocks of attention, as llmc/model/attention.c and llmc/model/ring_attention.c put it together: some
 // consecutive queries on some consecutive keys, in one call of the device's operation or in several.
 #pragma once
-#include "model/attention.h"
+#include "device/collectives.h"
+
+// How attention of one size is run: cut into which calls, with which workspaces (model/attention.h makes it).
+typedef struct {
+    int64_t batch, seq_len; // sequences, and tokens of each that this rank holds
+    int heads, kv_heads, head_dim;
+    bool deterministic;
+    Collectives *context;   // the context-parallel group; NULL if this rank holds whole sequences
+    int kv_heads_per_call;  // the backward's cut by heads: so many key/value heads and their query heads a
+                            // call
+    int64_t piece_len;      // and by length; seq_len if uncut
+    size_t call_bytes;      // workspace of one backward call
+    size_t forward_bytes;   // workspace of the forward
+    size_t workspace_bytes; // of forward or backward, whichever needs more
+} AttentionPlan;
 
 // A [batch, token, head, head_dim] array of device memory, or a log-sum-exp, from some token and head on.
 typedef struct {
@@ -35,10 +49,18 @@ typedef struct {
     View query, key, value, out, logsumexp, grad_out;
 } AttentionBlock;
 
+// The block of all queries on all keys of sequences that are here whole, in arrays without gaps:
+// qkv [batch, seq_len, heads + 2*kv_heads, head_dim], out and grad_out [batch, seq_len, heads, head_dim],
+// logsumexp [batch, heads, seq_len]. With NULL for arrays only its strides are of use.
+AttentionBlock packed_block(Device *device, const AttentionPlan *plan, const void *qkv, const void *out,
+                            const void *logsumexp, const void *grad_out);
+
 // out and logsumexp are written, as if there were no other keys.
 void block_forward(Device *device, const AttentionPlan *plan, const AttentionBlock *block, void *workspace);
-size_t block_forward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
-                           bool causal);
+
+// The block's gradients, written; in calls of kv_heads_per_call heads.
+void block_backward_by_heads(Device *device, const AttentionPlan *plan, const AttentionBlock *block,
+                             const PackedViews *gradients, void *workspace);
 
 // Adds the block's gradients to `sums` A; out and logsumexp are those of the whole softmax. In calls of at
 // most piece_len queries and keys. The workspace is the call's own, then `scratch`: block_scratch_bytes of
@@ -47,6 +69,12 @@ size_t block_forward_bytes(Device *device, const AttentionPlan *plan, int64_t qu
 void block_backward(Device *device, const AttentionPlan *plan, const AttentionBlock *block,
                     const PackedViews *sums, Collectives *arriving, void *workspace, void *scratch);
 size_t block_scratch_bytes(Device *device, const AttentionPlan *plan);
+
+// Bytes of workspace for a call of the forward, and of the backward, of so many queries and keys.
+size_t block_forward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
+                           bool causal);
+size_t block_backward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
+                            bool causal);
 
 // `bytes` so that what follows is aligned as allocations are.
 static inline size_t aligned(size_t bytes) {

@@ -1,39 +1,24 @@
 #include "model/config.h"
 
-#include <string.h>
+#include "base/names.h"
 
 #define THETA 10000.0
 #define EPS   1e-5
 
 // 530M is the published model (arXiv 2605.06554); 1B and 8B have the shapes of Llama 3.2 1B and Llama 3.1 8B.
 // The small ones are for text as bytes: 256 byte values and a document separator, rounded up to 264.
-static const struct {
-    const char *name;
-    ModelConfig config;
-} presets[] = {
-    // name    vocab  dim layers heads kv  ffn
-    {"tiny", {264, 128, 6, 4, 2, 384, THETA, EPS}},
-    {"10M", {264, 384, 6, 6, 6, 1024, THETA, EPS}},
-    {"85M", {264, 768, 12, 6, 6, 2048, THETA, EPS}},
-    {"530M", {128256, 1024, 30, 8, 8, 1536, THETA, EPS}},
-    {"1B", {128256, 2048, 16, 32, 8, 8192, 500000.0, EPS}},
-    {"8B", {128256, 4096, 32, 32, 8, 14336, 500000.0, EPS}},
+const char *const model_preset_names[] = {"tiny", "10M", "85M", "530M", "1B", "8B", NULL};
+static const ModelConfig presets[] = {
+    // vocab  dim layers heads kv  ffn
+    {264, 128, 6, 4, 2, 384, THETA, EPS},           {264, 384, 6, 6, 6, 1024, THETA, EPS},
+    {264, 768, 12, 6, 6, 2048, THETA, EPS},         {128256, 1024, 30, 8, 8, 1536, THETA, EPS},
+    {128256, 2048, 16, 32, 8, 8192, 500000.0, EPS}, {128256, 4096, 32, 32, 8, 14336, 500000.0, EPS},
 };
+_Static_assert(COUNT_OF(presets) + 1 == COUNT_OF(model_preset_names), "a shape for each name");
 
 const ModelConfig *model_preset(const char *name) {
-    for (size_t i = 0; i < COUNT_OF(presets); i++)
-        if (!strcmp(presets[i].name, name)) return &presets[i].config;
-    return NULL;
-}
-
-const char *model_preset_names(void) {
-    static char names[128];
-    names[0] = 0;
-    for (size_t i = 0; i < COUNT_OF(presets); i++) {
-        if (i > 0) strcat(names, "|");
-        strcat(names, presets[i].name);
-    }
-    return names;
+    const int index = name_index(model_preset_names, name);
+    return index < 0 ? NULL : &presets[index];
 }
 
 static void check_multiple(const char *option, int64_t value, int64_t alignment) {

@@ -29,8 +29,8 @@ static inline int64_t qkv_dim(const ModelConfig *config) {
 // The preset of that name, or NULL.
 const ModelConfig *model_preset(const char *name);
 
-// "tiny, 10M, …": the names there are.
-const char *model_preset_names(void);
+// Their names, ending with NULL.
+extern const char *const model_preset_names[];
 
 // Refuses a shape that cannot be built, naming the option and the rule it breaks. `alignment` is the number
 // of elements every row must be a multiple of (1 on the CPU, 8 on CUDA: 16-byte accesses).

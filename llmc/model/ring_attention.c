@@ -1,6 +1,5 @@
 #include "model/ring_attention.h"
 
-#include "model/attention_blocks.h"
 #include "parallel/sequence_parts.h"
 
 // One process's view of the ring, and the layout of its pieces.

@@ -8,7 +8,7 @@
 // the first is one block without a mask, half of it: all ranks have the same work. While a turn is computed,
 // the next one's keys and values are on their way.
 #pragma once
-#include "model/attention.h"
+#include "model/attention_blocks.h"
 
 void ring_forward(Device *device, const AttentionPlan *plan, void *out, void *logsumexp, const void *qkv,
                   void *workspace);

@@ -171,24 +171,25 @@ static const Shard *shard_of_sample(const Dataset *dataset, int64_t sample) {
     return &dataset->shards[first];
 }
 
-// The file is opened for each sample: shards may be more than a process may hold open.
-void dataset_read(const Dataset *dataset, int64_t sample, int32_t *inputs, int32_t *targets) {
+// The file is opened for each read: shards may be more than a process may hold open.
+void dataset_read(const Dataset *dataset, int64_t sample, int64_t first, int64_t count, int32_t *inputs,
+                  int32_t *targets) {
     const Shard *shard = shard_of_sample(dataset, sample);
-    const int64_t first_token = (sample - shard->first_sample) * dataset->seq_len;
+    const int64_t first_token = (sample - shard->first_sample) * dataset->seq_len + first;
     const int descriptor = open(shard->path, O_RDONLY | O_CLOEXEC);
     uint32_t block[READ_TOKENS];
-    for (int64_t done = 0; done <= dataset->seq_len; done += READ_TOKENS) {
-        const int64_t count = min_i64(READ_TOKENS, dataset->seq_len + 1 - done);
+    for (int64_t done = 0; done <= count; done += READ_TOKENS) { // the last target is one token further
+        const int64_t tokens = min_i64(READ_TOKENS, count + 1 - done);
         const int64_t offset = HEADER_BYTES + (first_token + done) * shard->token_bytes;
-        const int64_t bytes = count * shard->token_bytes;
+        const int64_t bytes = tokens * shard->token_bytes;
         const int64_t got = descriptor < 0 ? -1 : file_read(descriptor, block, (size_t)bytes, offset);
         if (got != bytes) cannot_read(dataset->option, shard, offset + max_i64(got, 0), got);
-        for (int64_t i = 0; i < count; i++) {
+        for (int64_t i = 0; i < tokens; i++) {
             const uint32_t found = token_at(block, shard->token_bytes, i);
             if (found >= dataset->vocab_size)
                 bad_token(dataset->option, shard, first_token + done + i, found, dataset->vocab_size);
             const int32_t token = (int32_t)found;
-            if (done + i < dataset->seq_len) inputs[done + i] = token;
+            if (done + i < count) inputs[done + i] = token;
             if (done + i > 0) targets[done + i - 1] = token;
         }
     }

@@ -35,9 +35,10 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
                      bool check_all);
 void dataset_close(Dataset *dataset);
 
-// inputs int32[seq_len] and targets int32[seq_len] of one sample. A file that vanished, shrank or cannot be
-// read, or a token beyond the vocabulary, is a failure that names the file and the place.
-void dataset_read(const Dataset *dataset, int64_t sample, int32_t *inputs, int32_t *targets);
+// Inputs and targets int32[count] of one sample, from its token `first` on. A file that vanished, shrank or
+// cannot be read, or a token beyond the vocabulary, is a failure that names the file and the place.
+void dataset_read(const Dataset *dataset, int64_t sample, int64_t first, int64_t count, int32_t *inputs,
+                  int32_t *targets);
 
 // Which sample stands at `position` (0, 1, 2, …, without end) of the training order: every epoch holds each
 // sample once, in an order of its own that depends on seed and epoch alone.

@@ -1,16 +1,8 @@
 #include "run/schedule.h"
 
-#include <assert.h>
 #include <math.h>
-#include <string.h>
 
-ScheduleKind schedule_kind(const char *name) {
-    static const char *const names[] = {"constant", "linear", "cosine", "wsd"};
-    for (size_t i = 0; i < COUNT_OF(names); i++)
-        if (!strcmp(name, names[i])) return (ScheduleKind)i;
-    assert(!"options let no other name through");
-    return SCHEDULE_CONSTANT;
-}
+const char *const schedule_names[] = {"constant", "linear", "cosine", "wsd", NULL};
 
 double schedule_learning_rate(const Schedule *schedule, int64_t step) {
     if (step < schedule->warmup_steps)

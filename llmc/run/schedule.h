@@ -6,7 +6,9 @@
 extern "C" {
 #endif
 
+// WSD: warmup, stable, decay (arXiv 2404.06395).
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_WSD } ScheduleKind;
+extern const char *const schedule_names[]; // of those, as --lr-schedule takes them; ends with NULL
 
 typedef struct {
     ScheduleKind kind;
@@ -16,9 +18,6 @@ typedef struct {
     int64_t warmup_steps;
     int64_t steps; // of the whole run
 } Schedule;
-
-// "constant", "linear", "cosine" or "wsd" (warmup, stable, decay; arXiv 2404.06395).
-ScheduleKind schedule_kind(const char *name);
 
 // The learning rate of step `step`, counted from 0: peak·(step+1)/warmup_steps during warmup, then from the
 // peak at the last warmup step to final_frac·peak at the last step of all.

@@ -5,36 +5,44 @@
 #include <string.h>
 
 static StorageType storage_of(const Optimizer *optimizer) {
-    return optimizer->model->device->ops->storage;
+    return optimizer->device->ops->storage;
 }
 static StorageType accumulator_of(const Optimizer *optimizer) {
     return accumulator_type(storage_of(optimizer));
 }
 static const ParameterTable *table_of(const Optimizer *optimizer) {
-    return &optimizer->model->parameters;
+    return &optimizer->weights->table;
 }
 
-static void *part(void *array, int64_t offset, StorageType type) {
-    return (char *)array + offset * (int64_t)storage_size(type);
+// The state's elements from this one on.
+static void *state_from(const Optimizer *optimizer, size_t offset, int64_t element) {
+    return storage_element(memory_at(optimizer->memory, offset), accumulator_of(optimizer), element);
 }
 
-void optimizer_create(Optimizer *optimizer, const OptimizerSettings *settings, Model *model,
-                      MemoryPlan *plan) {
-    memset(optimizer, 0, sizeof(*optimizer));
+Optimizer *optimizer_create(Device *device, const OptimizerSettings *settings, Weights *weights,
+                            Collectives *collectives, MemoryPlan *memory) {
+    Optimizer *optimizer = (Optimizer *)host_allocate(1, sizeof(Optimizer), "the optimizer");
+    const ParameterTable *table = &weights->table;
     optimizer->settings = *settings;
-    optimizer->model = model;
-    optimizer->collectives = model->settings.collectives;
-    const ParameterTable *table = &model->parameters;
+    optimizer->device = device;
+    optimizer->weights = weights;
+    optimizer->collectives = collectives;
     optimizer->ranks = table->ranks;
-    optimizer->rank = optimizer->collectives ? optimizer->collectives->communicator->rank : 0;
+    optimizer->rank = collectives ? collectives->communicator->rank : 0;
+    optimizer->memory = memory;
     const int64_t elements = settings->sharded ? table->elements / table->ranks : table->elements;
     const size_t bytes = (size_t)elements * storage_size(accumulator_of(optimizer));
     const char *share = settings->sharded && table->ranks > 1 ? ", this rank's" : "";
-    plan_add(plan, bytes, &optimizer->master, "optimizer: master weights%s", share);
-    plan_add(plan, bytes, &optimizer->m, "optimizer: first moments%s", share);
-    plan_add(plan, bytes, &optimizer->v, "optimizer: second moments%s", share);
-    plan_add(plan, 2 * (size_t)table->bucket_count * sizeof(double), &optimizer->norm_squares,
-             "optimizer: gradient norms");
+    optimizer->master = memory_plan_add(memory, bytes, "optimizer: master weights%s", share);
+    optimizer->m = memory_plan_add(memory, bytes, "optimizer: first moments%s", share);
+    optimizer->v = memory_plan_add(memory, bytes, "optimizer: second moments%s", share);
+    optimizer->norm_squares = memory_plan_add(memory, 2 * (size_t)table->bucket_count * sizeof(double),
+                                              "optimizer: gradient norms");
+    return optimizer;
+}
+
+void optimizer_free(Optimizer *optimizer) {
+    free(optimizer);
 }
 
 // The elements of a bucket that this rank updates, in the flat buffers; and where their state begins.
@@ -52,10 +60,10 @@ static int64_t state_start(const Optimizer *optimizer, int bucket) {
 static void publish(const Optimizer *optimizer, int bucket) {
     if (!optimizer->settings.sharded || !optimizer->collectives) return;
     const ParameterBucket *b = &table_of(optimizer)->buckets[bucket];
-    const StorageType storage = storage_of(optimizer);
-    collectives_all_gather(
-        optimizer->collectives, GROUP_WORLD, part(optimizer->model->weights, b->offset, storage),
-        (size_t)(b->count / optimizer->ranks) * storage_size(storage), "gathering updated weights");
+    collectives_all_gather(optimizer->collectives, GROUP_WORLD,
+                           weights_values_from(optimizer->weights, b->offset),
+                           (size_t)(b->count / optimizer->ranks) * storage_size(storage_of(optimizer)),
+                           "gathering updated weights");
 }
 
 static void finish(const Optimizer *optimizer) {
@@ -66,7 +74,7 @@ static void finish(const Optimizer *optimizer) {
 
 static void upload_initial(Optimizer *optimizer, const Parameter *p, uint64_t seed) {
     const StorageType accumulator = accumulator_of(optimizer);
-    Device *device = optimizer->model->device;
+    Device *device = optimizer->device;
     const ElementRange range = updated_range(optimizer, p->bucket);
     const int64_t first = max_i64(p->offset, range.first);
     const int64_t count = min_i64(p->offset + p->count, range.first + range.count) - first;
@@ -80,29 +88,27 @@ static void upload_initial(Optimizer *optimizer, const Parameter *p, uint64_t se
         stored = wide;
     }
     const int64_t at = state_start(optimizer, p->bucket) + (first - range.first);
-    device->upload(device, part(optimizer->master, at, accumulator), stored,
+    device->upload(device, state_from(optimizer, optimizer->master, at), stored,
                    (size_t)count * storage_size(accumulator));
     if (stored != values) free(stored);
     free(values);
 }
 
 void optimizer_initialize(Optimizer *optimizer, uint64_t seed) {
-    Model *model = optimizer->model;
-    Device *device = model->device;
-    const ParameterTable *table = &model->parameters;
-    const StorageType storage = storage_of(optimizer), accumulator = accumulator_of(optimizer);
+    Device *device = optimizer->device;
+    const ParameterTable *table = table_of(optimizer);
     const int64_t elements = optimizer->settings.sharded ? table->elements / table->ranks : table->elements;
-    const size_t bytes = (size_t)elements * storage_size(accumulator);
+    const size_t bytes = (size_t)elements * storage_size(accumulator_of(optimizer));
     // Padding between tensors stays zero.
-    device->zero(device, optimizer->master, bytes);
-    device->zero(device, optimizer->m, bytes);
-    device->zero(device, optimizer->v, bytes);
+    device->zero(device, state_from(optimizer, optimizer->master, 0), bytes);
+    device->zero(device, state_from(optimizer, optimizer->m, 0), bytes);
+    device->zero(device, state_from(optimizer, optimizer->v, 0), bytes);
     for (int i = 0; i < table->count; i++) upload_initial(optimizer, &table->list[i], seed);
     for (int bucket = 0; bucket < table->bucket_count; bucket++) {
         const ElementRange range = updated_range(optimizer, bucket);
         device->ops->convert.round_to_storage(
-            part(model->weights, range.first, storage),
-            part(optimizer->master, state_start(optimizer, bucket), accumulator), range.count,
+            weights_values_from(optimizer->weights, range.first),
+            state_from(optimizer, optimizer->master, state_start(optimizer, bucket)), range.count,
             device->stream);
         publish(optimizer, bucket);
     }
@@ -112,15 +118,15 @@ void optimizer_initialize(Optimizer *optimizer, uint64_t seed) {
 // --- gradients ------------------------------------------------------------------------------------------
 
 static double *norm_square(const Optimizer *optimizer, int bucket, bool of_sum) {
-    return (double *)optimizer->norm_squares + (of_sum ? table_of(optimizer)->bucket_count : 0) + bucket;
+    return (double *)memory_at(optimizer->memory, optimizer->norm_squares) +
+           (of_sum ? table_of(optimizer)->bucket_count : 0) + bucket;
 }
 
 static void reduce_bucket(void *context, int bucket) {
     const Optimizer *optimizer = (const Optimizer *)context;
-    Model *model = optimizer->model;
-    Device *device = model->device;
-    const ParameterBucket *b = &model->parameters.buckets[bucket];
-    void *gradients = part(model->gradients, b->offset, accumulator_of(optimizer));
+    Device *device = optimizer->device;
+    const ParameterBucket *b = &table_of(optimizer)->buckets[bucket];
+    void *gradients = weights_gradients_from(optimizer->weights, b->offset);
     if (optimizer->ranks == 1) return;
     device->ops->reduce.sum_of_squares(norm_square(optimizer, bucket, false), gradients, b->count,
                                        device->stream);
@@ -139,7 +145,7 @@ GradientsReady optimizer_reduction(Optimizer *optimizer) {
 }
 
 static double download_norm_square(const Optimizer *optimizer, bool of_sum) {
-    Device *device = optimizer->model->device;
+    Device *device = optimizer->device;
     const size_t count = (size_t)table_of(optimizer)->bucket_count;
     double *squares = (double *)host_allocate(count, sizeof(double), "gradient norms"), sum = 0;
     device->download(device, squares, norm_square(optimizer, 0, of_sum), count * sizeof(double));
@@ -149,14 +155,13 @@ static double download_norm_square(const Optimizer *optimizer, bool of_sum) {
 }
 
 double optimizer_grad_norm(Optimizer *optimizer, double *norm_here) {
-    Model *model = optimizer->model;
-    Device *device = model->device;
+    Device *device = optimizer->device;
     finish(optimizer);
     // Each rank sums up its part, sharded or not: so both ways give the same bits.
-    for (int bucket = 0; bucket < model->parameters.bucket_count; bucket++) {
-        const ElementRange range = bucket_part(&model->parameters, bucket, optimizer->rank);
+    for (int bucket = 0; bucket < table_of(optimizer)->bucket_count; bucket++) {
+        const ElementRange range = bucket_part(table_of(optimizer), bucket, optimizer->rank);
         device->ops->reduce.sum_of_squares(norm_square(optimizer, bucket, true),
-                                           part(model->gradients, range.first, accumulator_of(optimizer)),
+                                           weights_gradients_from(optimizer->weights, range.first),
                                            range.count, device->stream);
     }
     double square = download_norm_square(optimizer, true);
@@ -170,19 +175,20 @@ double optimizer_grad_norm(Optimizer *optimizer, double *norm_here) {
 
 void optimizer_update(Optimizer *optimizer, int64_t step, double learning_rate, double grad_norm) {
     const OptimizerSettings *s = &optimizer->settings;
-    Model *model = optimizer->model;
-    const StorageType storage = storage_of(optimizer), accumulator = accumulator_of(optimizer);
+    Device *device = optimizer->device;
     AdamwStep update = {step, learning_rate, s->beta1, s->beta2, s->epsilon, 0, 1};
     // As torch.nn.utils.clip_grad_norm_ does it.
     if (s->grad_clip > 0) update.gradient_scale = fmin(1, s->grad_clip / (grad_norm + 1e-6));
-    for (int bucket = 0; bucket < model->parameters.bucket_count; bucket++) {
+    for (int bucket = 0; bucket < table_of(optimizer)->bucket_count; bucket++) {
         const ElementRange range = updated_range(optimizer, bucket);
         const int64_t state = state_start(optimizer, bucket);
-        update.weight_decay = model->parameters.buckets[bucket].decay || s->decay_all ? s->weight_decay : 0;
-        model->device->ops->optimizer.adamw(
-            part(model->weights, range.first, storage), part(optimizer->master, state, accumulator),
-            part(optimizer->m, state, accumulator), part(optimizer->v, state, accumulator),
-            part(model->gradients, range.first, accumulator), range.count, &update, model->device->stream);
+        update.weight_decay =
+            table_of(optimizer)->buckets[bucket].decay || s->decay_all ? s->weight_decay : 0;
+        device->ops->optimizer.adamw(
+            weights_values_from(optimizer->weights, range.first),
+            state_from(optimizer, optimizer->master, state), state_from(optimizer, optimizer->m, state),
+            state_from(optimizer, optimizer->v, state),
+            weights_gradients_from(optimizer->weights, range.first), range.count, &update, device->stream);
         publish(optimizer, bucket);
     }
     finish(optimizer);

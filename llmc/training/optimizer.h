@@ -2,7 +2,7 @@
 // ranks the gradients are summed bucket by bucket, while the backward goes on; each rank keeps the state of
 // all weights, or (sharded: ZeRO stage 1, arXiv 1910.02054) of its part of every bucket.
 #pragma once
-#include "model/model.h"
+#include "model/decoder.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,23 +17,28 @@ typedef struct {
 
 typedef struct {
     OptimizerSettings settings;
-    Model *model;
+    Device *device;
+    Weights *weights;
     Collectives *collectives; // NULL: there is one rank
     int rank, ranks;
+    // Offsets in the arena.
+    const MemoryPlan *memory;
     // A[parameters.elements]; sharded, A[parameters.elements / ranks]: the part of a bucket begins at
     // bucket.offset / ranks.
-    void *master, *m, *v;
-    void *norm_squares; // double[2 * buckets]: of this rank's gradients, and of its part of their sum
+    size_t master, m, v;
+    size_t norm_squares; // double[2 * buckets]: of this rank's gradients, and of its part of their sum
 } Optimizer;
 
-// Lays out the optimizer and adds its buffers to the plan, which keeps addresses inside *optimizer.
-void optimizer_create(Optimizer *optimizer, const OptimizerSettings *settings, Model *model,
-                      MemoryPlan *plan);
+// Plans the optimizer's memory. The weights, laid out for as many ranks as `collectives` (NULL: one) has,
+// must outlive it.
+Optimizer *optimizer_create(Device *device, const OptimizerSettings *settings, Weights *weights,
+                            Collectives *collectives, MemoryPlan *memory);
+void optimizer_free(Optimizer *optimizer);
 
 // Initial master weights from the seed, rounded weights from them, moments zero.
 void optimizer_initialize(Optimizer *optimizer, uint64_t seed);
 
-// For the last model_accumulate of a step: sums each bucket's gradients over the ranks. They are not to be
+// For the last decoder_accumulate of a step: sums each bucket's gradients over the ranks. They are not to be
 // used before optimizer_grad_norm.
 GradientsReady optimizer_reduction(Optimizer *optimizer);
 

@@ -1,7 +1,11 @@
 #include "training/training.h"
 
+#include "base/names.h"
+#include "run/options_check.h"
+
 #include <stdlib.h>
-#include <string.h>
+
+// --- device ---------------------------------------------------------------------------------------------
 
 // Each process of a host has a GPU of its own: of those it sees the one of its number, or, where its launcher
 // lets it see one only, that one (NCCL refuses two processes on one GPU).
@@ -15,31 +19,59 @@ static int choose_gpu(const Communicator *communicator) {
 }
 
 Device *training_open_device(Options *options, const Communicator *communicator) {
-    const bool wants_cuda = !strcmp(options->device, "cuda");
-    const bool cuda = wants_cuda || (!strcmp(options->device, "auto") && cuda_device_count() > 0);
+    static const StorageType storage_types[] = {[DTYPE_AUTO] = STORAGE_FLOAT32,
+                                                [DTYPE_BFLOAT16] = STORAGE_BFLOAT16,
+                                                [DTYPE_FLOAT32] = STORAGE_FLOAT32,
+                                                [DTYPE_FLOAT64] = STORAGE_FLOAT64};
+    const bool automatic = options->device == DEVICE_AUTO && cuda_device_count() > 0;
+    const bool cuda = automatic || options->device == DEVICE_CUDA;
     Device *device = cuda ? cuda_device_create(cuda_device_count() > 0 ? choose_gpu(communicator) : 0)
-                          : cpu_device_create(storage_of_dtype(options->dtype, STORAGE_FLOAT32));
+                          : cpu_device_create(storage_types[options->dtype]);
     const char *dtype = storage_dtype(device->ops->storage);
-    if (strcmp(options->dtype, "auto") != 0 && strcmp(options->dtype, dtype) != 0)
-        fatal("--dtype %s: a CUDA device trains in %s", options->dtype, dtype);
-    options->dtype = dtype;
+    if (options->dtype != DTYPE_AUTO && storage_types[options->dtype] != device->ops->storage)
+        fatal("--dtype %s: a CUDA device trains in %s", dtype_names[options->dtype], dtype);
+    options->dtype = (DtypeChoice)name_index(dtype_names, dtype);
     model_config_check(&options->config, cuda ? PARAMETER_ALIGNMENT : 1);
     return device;
 }
 
-static void plan_at_level(Training *training, const Options *o, RecomputeLevel level) {
-    const Communicator *communicator = training->collectives->communicator;
-    bool *dense_layers = (bool *)host_allocate((size_t)o->config.layers, sizeof(bool), "dense layers");
-    options_dense_layers(o, dense_layers);
-    const ModelSettings model = {.batch = o->batch_size,
-                                 .seq_len = o->seq_len / communicator->groups[GROUP_CONTEXT].size,
-                                 .micro_steps = options_micro_steps(o, communicator->size),
-                                 .recompute = level,
-                                 .deterministic = o->deterministic,
-                                 .selection = o->selection,
-                                 .lighthouse = options_lighthouse(o),
-                                 .dense_layers = dense_layers,
-                                 .collectives = training->collectives};
+// --- plan -----------------------------------------------------------------------------------------------
+
+static void settle_layer_kinds(Training *t, int64_t layers, const LayerKind *layer_kinds) {
+    t->layer_kinds = (LayerKind *)host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
+    for (int64_t layer = 0; layer < layers && layer_kinds; layer++) {
+        t->layer_kinds[layer] = layer_kinds[layer];
+        t->lighthouse_layers += layer_kinds[layer] == LAYER_LIGHTHOUSE;
+    }
+}
+
+Training training_create(Device *device, Collectives *collectives, const ModelConfig *config,
+                         const DecoderSettings *decoder, const LayerKind *layer_kinds,
+                         const OptimizerSettings *optimizer) {
+    Training t = {.device = device, .collectives = collectives, .memory = memory_plan_create(device)};
+    settle_layer_kinds(&t, config->layers, layer_kinds);
+    LayerKinds *kinds =
+        (LayerKinds *)host_allocate((size_t)config->layers, sizeof(LayerKinds), "layer kinds");
+    for (int64_t layer = 0; layer < config->layers; layer++) kinds[layer] = 1u << t.layer_kinds[layer];
+    DecoderSettings settings = *decoder;
+    settings.layer_kinds = kinds;
+    settings.collectives = collectives;
+    t.weights = weights_create(device, config, collectives ? collectives->communicator->size : 1, t.memory);
+    t.decoder = decoder_create(device, config, &settings, t.weights, t.memory);
+    t.optimizer = optimizer_create(device, optimizer, t.weights, collectives, t.memory);
+    free(kinds);
+    return t;
+}
+
+static Training plan_at_level(Collectives *collectives, const Options *o, RecomputeLevel level) {
+    const Communicator *communicator = collectives->communicator;
+    const DecoderSettings decoder = {.batch = o->batch_size,
+                                     .seq_len = o->seq_len / communicator->groups[GROUP_CONTEXT].size,
+                                     .micro_steps = options_micro_steps(o, communicator->size),
+                                     .recompute = level,
+                                     .deterministic = o->deterministic,
+                                     .lighthouse = options_lighthouse(o),
+                                     .scorer = &scorers[o->scorer]};
     const OptimizerSettings optimizer = {.beta1 = o->beta1,
                                          .beta2 = o->beta2,
                                          .epsilon = o->eps,
@@ -47,78 +79,89 @@ static void plan_at_level(Training *training, const Options *o, RecomputeLevel l
                                          .decay_all = o->decay_all,
                                          .grad_clip = o->grad_clip,
                                          .sharded = o->zero == 1};
-    model_create(&training->model, training->device, &o->config, &model, &training->plan);
-    optimizer_create(&training->optimizer, &optimizer, &training->model, &training->plan);
-    free(dense_layers);
+    const int64_t layers = o->config.layers;
+    bool *dense = (bool *)host_allocate((size_t)layers, sizeof(bool), "dense layers");
+    LayerKind *kinds = (LayerKind *)host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
+    options_dense_layers(o, dense);
+    for (int64_t layer = 0; layer < layers; layer++)
+        kinds[layer] = o->selection && !dense[layer] ? LAYER_LIGHTHOUSE : LAYER_DENSE;
+    const Training training =
+        training_create(collectives->device, collectives, &o->config, &decoder, kinds, &optimizer);
+    free(dense);
+    free(kinds);
+    return training;
 }
 
-static void start_plan(Training *training, Collectives *collectives) {
-    memset(training, 0, sizeof(*training));
-    training->device = collectives->device;
-    training->collectives = collectives;
-}
-
-void training_plan(Training *training, Collectives *collectives, const Options *options) {
-    start_plan(training, collectives);
-    RecomputeLevel level = recompute_level(options->recompute);
-    const bool automatic = level == RECOMPUTE_LEVELS;
-    if (automatic) level = RECOMPUTE_NONE;
-    plan_at_level(training, options, level);
+Training training_plan(Collectives *collectives, const Options *options) {
+    const bool automatic = options->recompute == RECOMPUTE_AUTO;
+    RecomputeLevel level = automatic ? RECOMPUTE_NONE : options->recompute;
+    Training training = plan_at_level(collectives, options, level);
     // All ranks take the same: what one runs again in its backward may need the others.
     while (automatic && level + 1 < RECOMPUTE_LEVELS &&
-           !communicator_all(collectives->communicator, plan_fits(&training->plan, training->device),
+           !communicator_all(collectives->communicator, memory_plan_fits(training.memory),
                              "choosing what to recompute")) {
-        model_free(&training->model);
-        plan_clear(&training->plan);
+        training_free(&training);
         level = (RecomputeLevel)(level + 1);
-        plan_at_level(training, options, level);
+        training = plan_at_level(collectives, options, level);
     }
+    return training;
 }
 
 void training_print_levels(Collectives *collectives, const Options *options) {
     printf("recompute levels\n");
     for (int level = RECOMPUTE_NONE; level < RECOMPUTE_LEVELS; level++) {
-        Training training;
-        start_plan(&training, collectives);
-        plan_at_level(&training, options, (RecomputeLevel)level);
+        Training training = plan_at_level(collectives, options, (RecomputeLevel)level);
         char size[32];
-        printf("  --recompute %-34s %12s, %s\n", recompute_name((RecomputeLevel)level),
-               format_bytes(size, (double)training.plan.bytes),
-               plan_fits(&training.plan, training.device) ? "fits" : "does not fit");
-        model_free(&training.model);
-        plan_clear(&training.plan);
+        printf("  --recompute %-34s %12s, %s\n", recompute_names[level],
+               format_bytes(size, (double)memory_plan_bytes(training.memory)),
+               memory_plan_fits(training.memory) ? "fits" : "does not fit");
+        training_free(&training);
     }
 }
 
-void training_allocate(Training *training) {
-    plan_allocate(&training->plan, training->device);
-    model_start(&training->model);
+void training_allocate(Training *t) {
+    const size_t rows = (size_t)(t->decoder->layers.batch * t->decoder->layers.seq_len);
+    memory_plan_allocate(t->memory);
+    decoder_start(t->decoder);
+    t->inputs = (int32_t *)host_allocate(rows, sizeof(int32_t), "a batch");
+    t->targets = (int32_t *)host_allocate(rows, sizeof(int32_t), "a batch");
+}
+
+void training_free(Training *t) {
+    free(t->inputs);
+    free(t->targets);
+    free(t->layer_kinds);
+    optimizer_free(t->optimizer);
+    decoder_free(t->decoder);
+    weights_free(t->weights);
+    memory_plan_free(t->memory);
+    *t = (Training){0};
+}
+
+// --- what others ask ------------------------------------------------------------------------------------
+
+StepAttention training_attention(const Training *training, bool selection) {
+    const StepAttention attention = {selection ? training->layer_kinds : NULL, false};
+    return attention;
 }
 
 TrainingState training_state(const Training *training) {
-    const Optimizer *optimizer = &training->optimizer;
-    const Model *model = &training->model;
+    const Optimizer *optimizer = training->optimizer;
     TrainingState state = {.device = training->device,
-                           .config = &model->config,
-                           .table = &model->parameters,
-                           .weights = model->weights,
-                           .master = optimizer->master,
-                           .m = optimizer->m,
-                           .v = optimizer->v,
+                           .config = &training->decoder->layers.config,
+                           .table = &training->weights->table,
+                           .weights = weights_values_from(training->weights, 0),
+                           .master = memory_at(training->memory, optimizer->master),
+                           .m = memory_at(training->memory, optimizer->m),
+                           .v = memory_at(training->memory, optimizer->v),
                            .communicator = training->collectives->communicator,
                            .sharded = optimizer->settings.sharded};
     return state;
 }
 
 FlopsPerToken training_flops(const Training *training) {
-    const Model *model = &training->model;
+    const Layers *layers = &training->decoder->layers;
     const int ranks = training->collectives->communicator->groups[GROUP_CONTEXT].size;
-    return flops_per_token(&model->config, model->settings.seq_len * ranks, model->lighthouse_layers,
-                           model->lighthouse.entries * ranks);
-}
-
-void training_free(Training *training) {
-    plan_release(&training->plan, training->device);
-    plan_clear(&training->plan);
-    model_free(&training->model);
+    return flops_per_token(&layers->config, layers->seq_len * ranks, training->lighthouse_layers,
+                           layers->lighthouse.entries * ranks);
 }

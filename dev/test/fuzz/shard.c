@@ -19,7 +19,7 @@ static void read_all(void *argument) {
     Dataset dataset = dataset_open("--train-data", input->path, input->seq_len, input->vocab_size, true);
     int32_t inputs[MOST_SEQ_LEN], targets[MOST_SEQ_LEN];
     for (int64_t sample = 0; sample < dataset.samples; sample++) {
-        dataset_read(&dataset, sample, inputs, targets);
+        dataset_read(&dataset, sample, 0, dataset.seq_len, inputs, targets);
         for (int64_t i = 0; i < input->seq_len; i++)
             if (inputs[i] < 0 || inputs[i] >= input->vocab_size || targets[i] < 0 ||
                 targets[i] >= input->vocab_size)

@@ -1,0 +1,17 @@
+// What the options mean together: which combinations are refused, and what follows from them.
+#pragma once
+#include "model/geometry.h"
+#include "run/guard.h"
+#include "run/options.h"
+
+LighthouseSettings options_lighthouse(const Options *options);
+GuardSettings options_guard(const Options *options);
+
+// Refuses options that do not go together, or not with so many processes.
+void options_check(const Options *options, int processes);
+
+// How many micro-steps an optimizer step takes with so many processes.
+int64_t options_micro_steps(const Options *options, int processes);
+
+// Sets dense[config.layers] from dense_layers.
+void options_dense_layers(const Options *options, bool *dense);

@@ -1,0 +1,72 @@
+#include "training/saves.h"
+
+#include "run/preemption.h"
+
+#include <cjson/cJSON.h>
+#include <stdlib.h>
+
+Saves saves_create(const Communicator *communicator, const Options *options) {
+    const Saves saves = {saver_create(communicator, options->async_save), communicator, options};
+    return saves;
+}
+
+void saves_destroy(Saves *saves) {
+    saver_destroy(saves->saver);
+}
+
+static void settle(Saves *saves, SaveOutcome outcome, bool last) {
+    const bool ends = outcome == SAVE_FAILED && (last || saves->options->on_save_error == SAVE_ERROR_STOP);
+    const bool first = saves->communicator->rank == 0;
+    const char *message = saver_message(saves->saver);
+    if (outcome == SAVE_NONE || !message[0]) return;
+    if (ends && first) fatal("%s", message);
+    if (ends) communicator_barrier(saves->communicator, "the end after a checkpoint that failed");
+    if (first) warning("%s%s", message, outcome == SAVE_FAILED ? "; training goes on without it" : "");
+}
+
+void saves_finish(Saves *saves, bool last) {
+    settle(saves, saver_finish(saves->saver), last);
+}
+
+void saves_begin(Saves *saves, const Trainer *trainer) {
+    const Options *o = saves->options;
+    const double start = seconds_now();
+    saves_finish(saves, false);
+    const TrainingState state = training_state(&trainer->training);
+    cJSON *record = options_record(o), *guard = guard_record(&trainer->guard);
+    const SaveRequest request = {.out_dir = o->out,
+                                 .progress = trainer->progress,
+                                 .options = record,
+                                 .guard = guard,
+                                 .seq_len = o->seq_len,
+                                 .separator_token = o->separator_token,
+                                 .retention = {.keep = o->keep, .keep_every = o->keep_every}};
+    saver_begin(saves->saver, &state, &request);
+    cJSON_Delete(record);
+    cJSON_Delete(guard);
+    printf("checkpoint of step %ld: training waited %.2f s for it\n", (long)trainer->progress.step,
+           seconds_now() - start);
+}
+
+// What each rank tells the others after a step.
+typedef struct {
+    int request;    // to stop: preemption_requested
+    int save_state; // saver_local_state
+} RankStatus;
+
+int saves_agree(Saves *saves) {
+    const size_t size = (size_t)saves->communicator->size;
+    const RankStatus mine = {preemption_requested(), saver_local_state(saves->saver)};
+    RankStatus *all = (RankStatus *)host_allocate(size, sizeof(RankStatus), "the ranks' states");
+    int *states = (int *)host_allocate(size, sizeof(int), "the ranks' states");
+    communicator_gather(saves->communicator, all, &mine, sizeof(mine), "the ranks' agreement after a step");
+    int request = 0;
+    for (size_t rank = 0; rank < size; rank++) {
+        states[rank] = all[rank].save_state;
+        if (request == 0) request = all[rank].request;
+    }
+    settle(saves, saver_advance(saves->saver, states), false);
+    free(all);
+    free(states);
+    return request;
+}

@@ -1,0 +1,171 @@
+#include "training/trainer.h"
+
+#include "run/options_check.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static const Communicator *communicator_of(const Trainer *trainer) {
+    return trainer->training.collectives->communicator;
+}
+static bool is_first(const Trainer *trainer) {
+    return communicator_of(trainer)->rank == 0;
+}
+
+// --- build ----------------------------------------------------------------------------------------------
+
+static Schedule schedule_of(const Options *o) {
+    const Schedule schedule = {.kind = o->lr_schedule,
+                               .peak = o->lr,
+                               .final_frac = o->final_lr_frac,
+                               .decay_frac = o->decay_frac,
+                               .warmup_steps = o->warmup_steps,
+                               .steps = o->steps};
+    return schedule;
+}
+
+static void load(Trainer *trainer, const Options *o, const Checkpoint *checkpoint) {
+    const TrainingState state = training_state(&trainer->training);
+    checkpoint_load(checkpoint, &state);
+    trainer->progress = checkpoint->progress;
+    guard_restore(&trainer->guard, checkpoint->guard);
+    char *steps = options_recorded(checkpoint->options, "steps");
+    if (trainer->schedule.kind != SCHEDULE_CONSTANT && steps && atoll(steps) != o->steps && is_first(trainer))
+        warning("--steps %ld was %s: the %s schedule changes with it", (long)o->steps, steps,
+                schedule_names[o->lr_schedule]);
+    free(steps);
+}
+
+Trainer trainer_create(const Training *training, const Dataset *data, const Options *options,
+                       const Checkpoint *checkpoint) {
+    const GuardSettings guard = options_guard(options);
+    Trainer trainer = {.training = *training, .schedule = schedule_of(options)};
+    training_allocate(&trainer.training);
+    trainer.batches = batches_create(data, options, communicator_of(&trainer));
+    trainer.guard = guard_create(&guard);
+    if (checkpoint->path)
+        load(&trainer, options, checkpoint);
+    else
+        optimizer_initialize(trainer.training.optimizer, (uint64_t)options->seed);
+    const FlopsPerToken flops = training_flops(&trainer.training);
+    trainer.flops_per_token = flops.linear + flops.attention;
+    return trainer;
+}
+
+void trainer_free(Trainer *trainer) {
+    guard_destroy(&trainer->guard);
+    training_free(&trainer->training);
+}
+
+// --- a step ---------------------------------------------------------------------------------------------
+
+// Whatever its sign, NaN is "nan".
+static double plain_nan(double value) {
+    return isnan(value) ? NAN : value;
+}
+
+// What a rank saw of a step, before its gradients were summed with the others'.
+typedef struct {
+    double loss, grad_norm; // the loss summed over its tokens
+} RankResult;
+
+// "; rank 3 (sequences 6 to 7 of each micro-step): loss nan, norm nan" for each rank whose own loss or
+// gradients are not finite. The caller frees it.
+static char *name_nonfinite_ranks(const Trainer *trainer, const Options *o, const StepResult *result) {
+    const Communicator *communicator = communicator_of(trainer);
+    const int size = communicator->size;
+    const RankResult here = {result->loss_here, result->grad_norm_here};
+    RankResult *all = (RankResult *)host_allocate((size_t)size, sizeof(RankResult), "the ranks' losses");
+    communicator_gather(communicator, all, &here, sizeof(here), "the ranks' losses");
+    char *where = format_string("%s", "");
+    for (int rank = 0; rank < size && size > 1; rank++) {
+        if (isfinite(all[rank].loss) && isfinite(all[rank].grad_norm)) continue;
+        const int64_t first = rank / o->cp * o->batch_size;
+        char *more = format_string("%s; rank %d (sequences %ld to %ld of each micro-step): loss %g, norm %g",
+                                   where, rank, (long)first, (long)(first + o->batch_size - 1),
+                                   plain_nan(all[rank].loss), plain_nan(all[rank].grad_norm));
+        free(where);
+        where = more;
+    }
+    free(all);
+    return where;
+}
+
+static void report_nonfinite(const Trainer *trainer, const Options *o, const StepResult *result) {
+    const int64_t first = trainer->progress.samples;
+    char *where = name_nonfinite_ranks(trainer, o, result);
+    if (is_first(trainer))
+        warning("step %ld: loss %g, gradient norm %g, samples %ld to %ld of the order: no update, %ld in a "
+                "row of at most %ld%s",
+                (long)trainer->progress.step + 1, plain_nan(result->loss), plain_nan(result->grad_norm),
+                (long)first, (long)(first + o->global_batch - 1), (long)trainer->guard.nonfinite,
+                (long)o->max_nonfinite, where);
+    free(where);
+}
+
+void trainer_stop(const Trainer *trainer, const Options *o, const StepReport *report) {
+    const int64_t first = trainer->progress.samples;
+    if (!is_first(trainer)) communicator_barrier(communicator_of(trainer), "the end of a run that failed");
+    fatal("step %ld: loss %g, gradient norm %g: more than --max-nonfinite %ld steps in a row without finite "
+          "values; nothing was updated, and the last checkpoint is untouched; a lower --lr or a look at "
+          "samples %ld to %ld of the order may help",
+          (long)trainer->progress.step + 1, plain_nan(report->loss), plain_nan(report->grad_norm),
+          (long)o->max_nonfinite, (long)first, (long)(first + o->global_batch - 1));
+}
+
+GuardVerdict trainer_step(Trainer *trainer, const Options *o, StepReport *report) {
+    Training *t = &trainer->training;
+    Progress *progress = &trainer->progress;
+    const StepAttention attention = training_attention(t, true);
+    const BatchSource source = batches_of_step(&trainer->batches, progress->samples);
+    const StepResult result = step_gradients(t, &attention, &source);
+    report->learning_rate = schedule_learning_rate(&trainer->schedule, progress->step);
+    report->loss = result.loss;
+    report->grad_norm = result.grad_norm;
+    report->selection = t->lighthouse_layers > 0;
+    const GuardVerdict verdict = guard_judge(&trainer->guard, result.loss, result.grad_norm);
+    report->skipped = verdict != GUARD_UPDATE;
+    if (verdict == GUARD_NONFINITE || verdict == GUARD_STOP) report_nonfinite(trainer, o, &result);
+    if (verdict == GUARD_STOP) return verdict;
+    if (verdict == GUARD_OUTLIER && is_first(trainer))
+        warning("step %ld: loss %g, gradient norm %g: no update, more than --skip-outliers %g deviations "
+                "above the mean",
+                (long)progress->step + 1, result.loss, result.grad_norm, o->skip_outliers);
+    if (verdict == GUARD_UPDATE)
+        optimizer_update(t->optimizer, progress->step - progress->skipped + 1, report->learning_rate,
+                         result.grad_norm);
+    t->device->synchronize(t->device);
+    progress->step++;
+    progress->samples += o->global_batch;
+    progress->skipped += report->skipped;
+    return verdict;
+}
+
+// --- validation -----------------------------------------------------------------------------------------
+
+// The mean loss per token over the same first samples every time, which the data-parallel groups divide.
+static double validation_loss(Trainer *trainer, const Options *o, const Dataset *validation,
+                              StepAttention attention) {
+    Training *t = &trainer->training;
+    const Batches batches = batches_create(validation, o, communicator_of(trainer));
+    const int64_t count = min_i64(o->val_batches, divide_up(validation->samples, o->batch_size));
+    double loss = 0;
+    for (int64_t batch = batches.data_group.rank; batch < count; batch += batches.data_group.size) {
+        batches_read_in_order(&batches, batch * o->batch_size, t->inputs, t->targets);
+        loss += decoder_evaluate(t->decoder, &attention, t->inputs, t->targets);
+    }
+    communicator_sum(communicator_of(trainer), &loss, 1, "the validation loss");
+    return loss / ((double)(count * o->batch_size) * (double)o->seq_len);
+}
+
+void trainer_validate(Trainer *trainer, const Options *o, const Dataset *validation, StepReport *report) {
+    const Training *t = &trainer->training;
+    const int64_t step = trainer->progress.step;
+    const bool selects = t->lighthouse_layers > 0;
+    report->validation_loss = report->validation_dense = NAN;
+    if (validation->samples == 0 || (step != o->steps && step % o->val_every != 0)) return;
+    if (!selects || o->val_selection != VALIDATE_OFF)
+        report->validation_loss = validation_loss(trainer, o, validation, training_attention(t, true));
+    if (selects && o->val_selection != VALIDATE_SAME)
+        report->validation_dense = validation_loss(trainer, o, validation, training_attention(t, false));
+}
