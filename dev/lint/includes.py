@@ -21,11 +21,6 @@ ORDER = {"base": 0, "parallel": 1, "device": 2, "device/cpu": 3, "device/cuda": 
          "training": 6}
 # Only what implements a device, and the benches that measure one, include its files.
 DEVICES = ("device/cpu", "device/cuda")
-# Includes that are about to go, and why.
-EXCEPTIONS = {
-    ("model/attention", "model/attention_blocks"): "attention.c holds what attention_blocks.h declares",
-    ("model/attention", "model/ring_attention"): "attention.h has the types of both",
-}
 SOURCES = (".c", ".h", ".cu", ".cuh", ".cpp")
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
@@ -87,7 +82,7 @@ def find_circle(edges):
 
 
 def main():
-    faults, edges, wings, excused = [], {}, Counter(), set()
+    faults, edges, wings = [], {}, Counter()
     for path in find_sources():
         place = os.path.splitext(path)[0]
         for line, included in read_includes(path):
@@ -95,15 +90,12 @@ def main():
             if fault:
                 faults.append(f"llmc/{path}:{line}: \"{included}\" {fault}")
             other = os.path.splitext(included)[0]
-            if (place, other) in EXCEPTIONS:
-                excused.add((place, other))
-            elif other != place:
+            if other != place:
                 edges.setdefault(place, set()).add(other)
             wings[wing_of(path), wing_of(included)] += 1
     if "--graph" in sys.argv[1:]:
         for (wing, other), count in sorted(wings.items(), key=lambda item: [ORDER.get(name, -1) for name in item[0]]):
             print(f"{wing} → {other}: {count}")
-    faults += [f"dev/lint/includes.py: {a} → {b} is no exception any more" for a, b in sorted(set(EXCEPTIONS) - excused)]
     circle = find_circle(edges)
     if circle:
         faults.append("a circle of includes: " + " → ".join(circle))

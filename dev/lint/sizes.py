@@ -21,8 +21,6 @@ EXCEPTIONS = {
     "llmc/checkpoint/saver.c": "to be split, one file a format",
     "llmc/device/cpu/ops_lighthouse.c": "to be split",
     "llmc/device/cuda/lighthouse.cuh": "to be split",
-    "llmc/model/model.c": "to be split into weights, activations and decoder",
-    "llmc/run/options.c": "to be split",
     "llmc/device/cuda/cross_entropy.cuh cross_entropy_kernel": "one pass, whose parts share registers and shared memory",
     "llmc/device/cuda/rmsnorm.cuh rmsnorm_backward_kernel": "one pass, whose parts share registers and shared memory",
 }
