@@ -48,7 +48,7 @@ bool activation_kept(ActivationKind activation, LayerKind layer, RecomputeLevel 
 
 // What the activations are of.
 typedef struct {
-    int64_t batch, seq_len; // sequences, and tokens of each that are here
+    int64_t batch, seq_len; // sequences, and tokens of each that this rank holds
     RecomputeLevel recompute;
     const LayerKinds *layer_kinds;     // [layers]
     const LighthouseShape *lighthouse; // of Lighthouse layers; NULL: there are none
