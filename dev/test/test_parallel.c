@@ -1,4 +1,5 @@
 // Steps of several ranks against the same step of one: run by mpirun, every rank the same tests.
+#include "selections.h"
 #include "small_model.h"
 
 #include "model/attention.h"
@@ -8,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-// 16 chunks of 5 coarsest entries: up to 8 ranks can share a sequence.
-enum { SEQ_LEN = 320, HEADS = 6, BATCH = 2 }; // BATCH: sequences of a micro-step
+// 16 chunks of 5 coarsest entries: up to 8 ranks can share a sequence. BATCH: sequences of a micro-step.
+enum { SEQ_LEN = 320, HEADS = 6, KV_HEADS = 2, SELECTING_LAYERS = 2, BATCH = 2 };
 
 typedef struct {
     Device *device;
@@ -65,15 +66,17 @@ typedef struct {
     int32_t *inputs, *targets; // [batches, BATCH, SEQ_LEN]
 } Sequences;
 
+static void random_tokens(int32_t *tokens, int64_t count) {
+    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
+}
+
 static Sequences random_sequences(const Setup *s, int64_t micro_steps) {
     Sequences sequences = {.batches = (int)micro_steps * data_group(s).size};
     const size_t tokens = (size_t)sequences.batches * BATCH * SEQ_LEN;
     sequences.inputs = host_allocate(tokens, sizeof(int32_t), "tokens");
     sequences.targets = host_allocate(tokens, sizeof(int32_t), "tokens");
-    for (size_t i = 0; i < tokens; i++) {
-        sequences.inputs[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
-        sequences.targets[i] = (int32_t)random_below((uint64_t)odd_config.vocab_size);
-    }
+    random_tokens(sequences.inputs, (int64_t)tokens);
+    random_tokens(sequences.targets, (int64_t)tokens);
     return sequences;
 }
 
@@ -84,33 +87,19 @@ static void free_sequences(Sequences *sequences) {
 
 typedef struct {
     double loss;
-    double *gradients;     // as one rank's table has them
-    int32_t *positions[3]; // [BATCH, HEADS, pyramid] of each layer with selection: what was selected in this
-                           // rank's last micro-step
+    double *gradients; // as one rank's table has them
+    Selections selections;
 } Outcome;
 
 static void free_outcome(Outcome *outcome) {
     free(outcome->gradients);
-    for (size_t layer = 0; layer < COUNT_OF(outcome->positions); layer++) free(outcome->positions[layer]);
-}
-
-static void keep_positions(const Training *t, Outcome *outcome) {
-    const size_t count = (size_t)(BATCH * HEADS * t->decoder->layers.lighthouse.pyramid);
-    for (int64_t layer = 0; layer < t->decoder->layers.config.layers; layer++) {
-        if (t->layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
-        outcome->positions[layer] = host_allocate(count, sizeof(int32_t), "positions");
-        t->device->download(t->device, outcome->positions[layer],
-                            layer_lighthouse(&t->decoder->layers, layer).positions, count * sizeof(int32_t));
-    }
+    free_selections(&outcome->selections);
 }
 
 // The sequences as one rank's micro-steps, or as the parts that the ranks of a setup train on.
 typedef struct {
     const Setup *setup; // NULL: one rank
     const Sequences *sequences;
-    // Called at the begin of a micro-step; NULL: nothing.
-    void (*at_begin)(void *context, int64_t micro_step);
-    void *context;
 } SequenceSource;
 
 // int32[tokens]: what a rank holds of a whole sequence.
@@ -127,7 +116,6 @@ static void read_sequences(void *context, int64_t micro_step, int32_t *inputs, i
     const Group data = source->setup ? data_group(source->setup) : alone;
     const Group group = source->setup ? context_group(source->setup) : alone;
     const int64_t batch = micro_step * data.size + data.rank, tokens = SEQ_LEN / group.size;
-    if (source->at_begin) source->at_begin(source->context, micro_step);
     for (int64_t row = 0; row < BATCH; row++) {
         const int64_t start = (batch * BATCH + row) * SEQ_LEN;
         slice(inputs + row * tokens, source->sequences->inputs + start, group, tokens);
@@ -135,30 +123,22 @@ static void read_sequences(void *context, int64_t micro_step, int32_t *inputs, i
     }
 }
 
-// Keeps the selection of the micro-step before, if it is the one wanted.
-typedef struct {
-    Training *training;
-    Outcome *outcome;
-    int64_t wanted;
-} SelectionKeeper;
-
-static void keep_selection(void *context, int64_t micro_step) {
-    SelectionKeeper *keeper = (SelectionKeeper *)context;
-    if (micro_step - 1 == keeper->wanted) keep_positions(keeper->training, keeper->outcome);
+static Training *whole_training(const Setup *s, int64_t micro_steps, const double *weights) {
+    const DecoderSettings settings = settings_of(s, true, micro_steps);
+    Training *t = training_open(s->device, NULL, &odd_config, &settings, layer_kinds_of(s), &usual_optimizer);
+    set_weights(t, weights);
+    return t;
 }
 
 static Outcome step_of_one(const Setup *s, const double *weights, const Sequences *sequences) {
-    const DecoderSettings settings = settings_of(s, true, sequences->batches);
-    Training *t = training_open(s->device, NULL, &odd_config, &settings, layer_kinds_of(s), &usual_optimizer);
+    Training *t = whole_training(s, sequences->batches, weights);
     Outcome outcome = {0};
-    set_weights(t, weights);
-    const int last = sequences->batches - data_group(s).size + data_group(s).rank;
-    SelectionKeeper keeper = {t, &outcome, last};
-    SequenceSource all = {NULL, sequences, keep_selection, &keeper};
+    SequenceSource all = {NULL, sequences};
     const BatchSource source = {read_sequences, &all};
     const StepAttention attention = training_attention(t, true);
+    record_selections(s->device, &outcome.selections);
     step_accumulate(t, &attention, &source, NULL);
-    keep_selection(&keeper, sequences->batches);
+    stop_recording();
     outcome.loss = decoder_losses(t->decoder);
     outcome.gradients = get_gradients(t);
     training_close(t);
@@ -167,7 +147,7 @@ static Outcome step_of_one(const Setup *s, const double *weights, const Sequence
 
 static void accumulate_with(const Setup *s, Training *t, const Sequences *sequences, bool replay,
                             const GradientsReady *ready) {
-    SequenceSource parts = {s, sequences, NULL, NULL};
+    SequenceSource parts = {s, sequences};
     const BatchSource source = {read_sequences, &parts};
     StepAttention attention = training_attention(t, true);
     attention.replay = replay;
@@ -191,6 +171,7 @@ static Training *parallel_training(const Setup *s, DecoderSettings settings, boo
     return t;
 }
 
+// A step's outcome, but for what it selected.
 static Outcome outcome_of(const Setup *s, Training *t) {
     Outcome outcome = {.loss = decoder_losses(t->decoder)};
     communicator_sum(&s->communicator, &outcome.loss, 1, "the loss");
@@ -198,7 +179,17 @@ static Outcome outcome_of(const Setup *s, Training *t) {
     double *gradients = get_gradients(t);
     outcome.gradients = relaid(&t->weights->table, gradients, false);
     free(gradients);
-    keep_positions(t, &outcome);
+    return outcome;
+}
+
+static Outcome step_of_all(const Setup *s, Training *t, const Sequences *sequences, bool replay) {
+    const GradientsReady reduction = optimizer_reduction(t->optimizer);
+    Selections selections = {0};
+    record_selections(s->device, &selections);
+    accumulate_with(s, t, sequences, replay, &reduction);
+    stop_recording();
+    Outcome outcome = outcome_of(s, t);
+    outcome.selections = selections;
     return outcome;
 }
 
@@ -213,56 +204,150 @@ static double *shared_weights(void) {
 
 static LighthouseShape whole_shape(void) {
     const LighthouseSettings settings = {3, 2, 64, 4};
-    return lighthouse_shape(&settings, BATCH, SEQ_LEN, HEADS, 2, 32);
+    return lighthouse_shape(&settings, BATCH, SEQ_LEN, HEADS, KV_HEADS, 32);
 }
 
-// What this rank holds of a selection [BATCH, HEADS, pyramid] of whole sequences; *count is how many.
-static int32_t *positions_here(const Setup *s, const int32_t *whole, int64_t *count) {
-    const Group context = context_group(s);
-    const LighthouseShape all = whole_shape(), part = lighthouse_part(all, context.size);
-    const int64_t piece_tokens = part.seq_len / part.pieces, piece_entries = part.entries / part.pieces;
-    *count = BATCH * HEADS * part.pyramid;
-    int32_t *here = host_allocate((size_t)*count, sizeof(int32_t), "positions");
-    for (int row = 0; row < BATCH * HEADS; row++)
-        for (int level = 0; level < all.levels; level++) {
-            const int32_t *from = whole + row * all.pyramid + level_start(&all, level);
-            int32_t *to = here + row * part.pyramid + level_start(&part, level);
-            const int64_t entries = level_entries(&part, level), piece_count = entries / part.pieces;
-            for (int64_t i = 0; i < entries; i++) {
-                const int64_t piece = i / piece_count;
-                const int64_t token = context_position(context, part.seq_len, piece * piece_tokens);
-                const int64_t shift = token / piece_tokens - piece; // pieces of others before it
-                const int32_t position = from[i + shift * piece_count];
-                to[i] = position < 0 ? -1 : position - (int32_t)(shift * piece_entries);
+// Where entry i of a level of this rank's pyramid stands in the whole sequence's; *pieces is how many pieces
+// of other ranks lie between.
+static int64_t place_in_whole(const Setup *s, int level, int64_t i, int64_t *pieces) {
+    const LighthouseShape all = whole_shape(), part = lighthouse_part(all, context_group(s).size);
+    const int64_t piece_tokens = part.seq_len / part.pieces;
+    const int64_t piece_entries = level_entries(&part, level) / part.pieces, piece = i / piece_entries;
+    *pieces = context_position(context_group(s), part.seq_len, piece * piece_tokens) / piece_tokens - piece;
+    return level_start(&all, level) + i + *pieces * piece_entries;
+}
+
+// What this rank holds of a selection of whole sequences.
+static Selection selection_here(const Setup *s, const Selection *whole) {
+    const LighthouseShape all = whole_shape(), part = lighthouse_part(all, context_group(s).size);
+    const int64_t rows_of_positions = BATCH * HEADS, rows_of_scores = BATCH * score_rows(&part);
+    Selection here = selection_of(&part);
+    for (int level = 0; level < all.levels; level++)
+        for (int64_t i = 0; i < level_entries(&part, level); i++) {
+            int64_t pieces;
+            const int64_t from = place_in_whole(s, level, i, &pieces), to = level_start(&part, level) + i;
+            for (int64_t row = 0; row < rows_of_positions; row++) {
+                const int32_t position = whole->positions[row * all.pyramid + from];
+                const int64_t before = pieces * (part.entries / part.pieces);
+                here.positions[row * part.pyramid + to] = position < 0 ? -1 : position - (int32_t)before;
             }
+            for (int64_t row = 0; row < rows_of_scores; row++)
+                here.scores[row * part.pyramid + to] = whole->scores[row * all.pyramid + from];
         }
     return here;
 }
 
-// How many places of the selection differ from the whole sequence's, of how many.
-static int64_t different_picks(const Setup *s, const Outcome *whole, const Outcome *part, int64_t *of) {
-    int64_t different = 0, count;
-    for (size_t layer = 0; layer < COUNT_OF(whole->positions); layer++) {
-        if (!whole->positions[layer]) continue;
-        int32_t *expected = positions_here(s, whole->positions[layer], &count);
-        for (int64_t i = 0; i < count; i++) different += (expected[i] < 0) != (part->positions[layer][i] < 0);
-        if (s->device->ops->storage != STORAGE_BFLOAT16)
-            check(!memcmp(expected, part->positions[layer], (size_t)count * sizeof(int32_t)),
-                  "layer %zu: the selection is not that of one rank", layer);
+// Random sequences without near-ties in any selection of one rank's. (In bfloat16 there always are some.)
+static Sequences clear_sequences(const Setup *s, const double *weights, int64_t micro_steps) {
+    Sequences sequences = random_sequences(s, micro_steps);
+    if (!s->selection || s->device->ops->storage == STORAGE_BFLOAT16) return sequences;
+    Training *t = whole_training(s, 1, weights);
+    const StepAttention attention = training_attention(t, true);
+    for (int i = 0; i < sequences.batches; i++) {
+        int32_t *inputs = sequences.inputs + i * BATCH * SEQ_LEN;
+        const int32_t *targets = sequences.targets + i * BATCH * SEQ_LEN;
+        for (bool clear = false; !clear;) {
+            Selections selections = {0};
+            record_selections(s->device, &selections);
+            decoder_evaluate(t->decoder, &attention, inputs, targets);
+            stop_recording();
+            clear = smallest_gap(&selections) >= selection_margin(s->device);
+            clear = communicator_all(&s->communicator, clear, "whether a selection is clear");
+            free_selections(&selections);
+            if (!clear) random_tokens(inputs, BATCH * SEQ_LEN);
+        }
+    }
+    training_close(t);
+    return sequences;
+}
+
+// One rank's selections that are to be compared with the parts': the whole's of the micro-steps that this
+// rank had a part in.
+static const Selection *counterpart(const Setup *s, const Outcome *whole, int i) {
+    const Group data = data_group(s);
+    const int layers = SELECTING_LAYERS, micro_step = i / layers;
+    return &whole->selections.list[(micro_step * data.size + data.rank) * layers + i % layers];
+}
+
+static double largest_difference(const double *a, const double *b, int64_t count) {
+    double largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double difference = fabs(a[i] - b[i]) / fabs(b[i]);
+        if (isnan(difference)) return INFINITY;
+        largest = fmax(largest, difference);
+    }
+    return largest;
+}
+
+// Says which entry is the first to be picked by one side only, and how near to a tie it was.
+static void report_pick(int i, const Selection *expected, const Selection *got) {
+    const LighthouseShape part = got->shape;
+    const double rounding = largest_difference(got->scores, expected->scores, score_count(&part));
+    for (int64_t row = 0; row < BATCH * HEADS; row++)
+        for (int level = part.levels - 1; level > 0; level--) {
+            const int64_t entries = level_entries(&part, level), below = level_start(&part, level - 1);
+            for (int64_t entry = 0; entry < entries; entry++) {
+                // An entry is picked if its first child is in the sequence.
+                const int64_t child = row * part.pyramid + below + (entry << part.log2_pool);
+                if ((expected->positions[child] < 0) == (got->positions[child] < 0)) continue;
+                check(false,
+                      "micro-step %d, selecting layer %d, sequence %ld, head %ld, level %d: entry %ld is "
+                      "picked by %s only; the picks' gap was %.2g, and scores differ by at most %.2g",
+                      i / SELECTING_LAYERS, i % SELECTING_LAYERS, (long)(row / HEADS), (long)(row % HEADS),
+                      level, (long)entry, got->positions[child] < 0 ? "one rank" : "us",
+                      cut_gap(expected, row, entry / (entries / part.chunks), level), rounding);
+                return;
+            }
+        }
+    check(false, "micro-step %d, selecting layer %d: the same picks, in another order", i / SELECTING_LAYERS,
+          i % SELECTING_LAYERS);
+}
+
+// Every micro-step's selection, and the scores it was made from, against one rank's. Where ranks differ,
+// those that do first say how: what comes after that is another function.
+static void check_selections(const Setup *s, const Outcome *part, const Outcome *whole) {
+    const LighthouseShape shape = lighthouse_part(whole_shape(), context_group(s).size);
+    const size_t bytes = (size_t)position_count(&shape) * sizeof(int32_t);
+    for (int i = 0; i < part->selections.count; i++) {
+        const Selection *got = &part->selections.list[i];
+        Selection expected = selection_here(s, counterpart(s, whole, i));
+        const bool same = !memcmp(expected.positions, got->positions, bytes);
+        const double difference = largest_difference(got->scores, expected.scores, score_count(&shape));
+        if (same)
+            check(difference <= selection_margin(s->device) / 2,
+                  "micro-step %d, selecting layer %d: a score is off by %.2g", i / SELECTING_LAYERS,
+                  i % SELECTING_LAYERS, difference);
+        else
+            report_pick(i, &expected, got);
+        free_selection(&expected);
+        if (!communicator_all(&s->communicator, same, "whether a selection is one rank's")) return;
+    }
+}
+
+// How many places of the selections differ from the whole sequences', of how many.
+static int64_t different_picks(const Setup *s, const Outcome *part, const Outcome *whole, int64_t *of) {
+    const LighthouseShape shape = lighthouse_part(whole_shape(), context_group(s).size);
+    const int64_t count = position_count(&shape);
+    int64_t different = 0;
+    for (int i = 0; i < part->selections.count; i++) {
+        const int32_t *got = part->selections.list[i].positions;
+        Selection expected = selection_here(s, counterpart(s, whole, i));
+        for (int64_t j = 0; j < count; j++) different += (expected.positions[j] < 0) != (got[j] < 0);
         *of += count;
-        free(expected);
+        free_selection(&expected);
     }
     return different;
 }
 
+// Leaves one rank's selection where a step of one micro-step that replays finds it.
 static void give_positions(const Setup *s, Training *t, const Outcome *whole) {
+    int i = 0;
     for (int64_t layer = 0; layer < t->decoder->layers.config.layers; layer++) {
         if (t->layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
-        int64_t count;
-        int32_t *here = positions_here(s, whole->positions[layer], &count);
-        t->device->upload(t->device, layer_lighthouse(&t->decoder->layers, layer).positions, here,
-                          (size_t)count * sizeof(int32_t));
-        free(here);
+        Selection here = selection_here(s, counterpart(s, whole, i++));
+        t->device->upload(t->device, layer_lighthouse(&t->decoder->layers, layer).positions, here.positions,
+                          (size_t)position_count(&here.shape) * sizeof(int32_t));
+        free_selection(&here);
     }
 }
 
@@ -282,21 +367,20 @@ static void step_equals_one_ranks(void *argument) {
     const Setup *s = (const Setup *)argument;
     const bool replays = s->selection && s->device->ops->storage == STORAGE_BFLOAT16;
     const int64_t micro_steps = replays ? 1 : 2;
-    Sequences sequences = random_sequences(s, micro_steps);
     double *weights = shared_weights();
+    Sequences sequences = clear_sequences(s, weights, micro_steps);
     Outcome whole = step_of_one(s, weights, &sequences);
     Training *t = parallel_training(s, settings_of(s, false, micro_steps), false, weights);
     if (replays) give_positions(s, t, &whole);
-    const GradientsReady reduction = optimizer_reduction(t->optimizer);
-    accumulate_with(s, t, &sequences, replays, &reduction);
-    Outcome part = outcome_of(s, t);
+    Outcome part = step_of_all(s, t, &sequences, replays);
+    const int selections = s->selection && !replays ? (int)micro_steps * SELECTING_LAYERS : 0;
+    check(part.selections.count == selections, "%d selections", part.selections.count);
+    check_selections(s, &part, &whole);
     check_outcome(s, &part, &whole);
-    int64_t of = 0;
-    if (!replays) different_picks(s, &whole, &part, &of);
     if (replays) {
-        accumulate_parallel(s, t, &sequences);
-        Outcome free_running = outcome_of(s, t);
-        double counts[2] = {(double)different_picks(s, &whole, &free_running, &of), 0};
+        Outcome free_running = step_of_all(s, t, &sequences, false);
+        int64_t of = 0;
+        double counts[2] = {(double)different_picks(s, &free_running, &whole, &of), 0};
         counts[1] = (double)of;
         communicator_sum(&s->communicator, counts, 2, "the picks");
         check(counts[0] <= 0.05 * counts[1], "%.0f of %.0f picks differ", counts[0], counts[1]);
@@ -461,13 +545,10 @@ static void steps_repeat_and_recompute_to_the_bit(void *argument) {
 
 static void evaluation_equals_one_ranks(void *argument) {
     const Setup *s = (const Setup *)argument;
-    Sequences sequences = random_sequences(s, 1);
     double *weights = shared_weights();
-    const DecoderSettings settings = settings_of(s, true, 1);
-    Training *one =
-        training_open(s->device, NULL, &odd_config, &settings, layer_kinds_of(s), &usual_optimizer);
+    Sequences sequences = clear_sequences(s, weights, 1);
+    Training *one = whole_training(s, 1, weights);
     Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
-    set_weights(one, weights);
     const int64_t tokens = SEQ_LEN / context_group(s).size;
     for (int64_t row = 0; row < BATCH; row++) {
         slice(t->inputs + row * tokens, sequences.inputs + row * SEQ_LEN, context_group(s), tokens);
