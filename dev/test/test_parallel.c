@@ -403,7 +403,9 @@ static void a_clipped_halo_is_seen(void *argument) {
     double *weights = shared_weights();
     Outcome whole = step_of_one(s, weights, &sequences);
     Training *t = parallel_training(s, settings_of(s, false, 1), false, weights);
-    t->decoder->layers.context = NULL; // no halo, and attention's plans have a context of their own
+    Layers *layers = &t->decoder->layers;
+    layers->context = NULL; // no halo, and attention's plans have a context of their own
+    layers->halo_received = layers->grad_halo_received = NO_BUFFER;
     accumulate_parallel(s, t, &sequences);
     Outcome part = outcome_of(s, t);
     const Parameter *p = parameter_find(&t->weights->table, PARAM_ATTENTION_OUT, 1);
