@@ -4,17 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-int64_t position_count(const LighthouseShape *shape) {
-    return shape->batch * shape->heads * shape->pyramid;
+size_t position_count(const LighthouseShape *shape) {
+    return (size_t)(shape->batch * shape->heads * shape->pyramid);
 }
 
-int64_t score_count(const LighthouseShape *shape) {
-    return shape->batch * score_rows(shape) * shape->pyramid;
+size_t score_count(const LighthouseShape *shape) {
+    return (size_t)(shape->batch * score_rows(shape) * shape->pyramid);
 }
 
 Selection selection_of(const LighthouseShape *shape) {
-    return (Selection){*shape, host_allocate((size_t)position_count(shape), sizeof(int32_t), "positions"),
-                       host_allocate((size_t)score_count(shape), sizeof(double), "scores")};
+    return (Selection){*shape, host_allocate(position_count(shape), sizeof(int32_t), "positions"),
+                       host_allocate(score_count(shape), sizeof(double), "scores")};
 }
 
 void free_selection(Selection *selection) {
@@ -43,15 +43,14 @@ static void select_and_keep(int32_t *positions, const void *scores, const Lighth
                             Stream *stream) {
     Device *device = recorder.device;
     Selections *into = recorder.into;
-    const size_t count = (size_t)position_count(shape);
+    const size_t count = position_count(shape);
     recorder.usual->selection.select(positions, scores, shape, stream);
     into->list = realloc(into->list, (size_t)(into->count + 1) * sizeof(Selection));
     if (!into->list) fatal("no memory for a selection");
     Selection *kept = &into->list[into->count++];
     *kept = (Selection){.shape = *shape, .positions = host_allocate(count, sizeof(int32_t), "positions")};
     device->download(device, kept->positions, positions, count * sizeof(int32_t));
-    kept->scores =
-        download(device, scores, accumulator_type(device->ops->storage), (size_t)score_count(shape));
+    kept->scores = download(device, scores, accumulator_type(device->ops->storage), score_count(shape));
 }
 
 void record_selections(Device *device, Selections *into) {

@@ -27,8 +27,8 @@ void free_selection(Selection *selection);
 void free_selections(Selections *selections);
 
 // Elements of a selection's positions and of its scores.
-int64_t position_count(const LighthouseShape *shape);
-int64_t score_count(const LighthouseShape *shape);
+size_t position_count(const LighthouseShape *shape);
+size_t score_count(const LighthouseShape *shape);
 
 // How near the picks of one level of a chunk, by queries' and by keys' scores, were to a tie: how far the best
 // of what was left is from the last one taken, relative to it. `row` counts batch · heads.

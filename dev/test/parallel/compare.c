@@ -71,9 +71,9 @@ static const Selection *counterpart(const Setup *s, const Outcome *whole, int i)
     return &whole->selections.list[(micro_step * data.size + data.rank) * layers + i % layers];
 }
 
-static double largest_difference(const double *a, const double *b, int64_t count) {
+static double largest_difference(const double *a, const double *b, size_t count) {
     double largest = 0;
-    for (int64_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         const double difference = fabs(a[i] - b[i]) / fabs(b[i]);
         if (isnan(difference)) return INFINITY;
         largest = fmax(largest, difference);
@@ -107,7 +107,7 @@ static void report_pick(int i, const Selection *expected, const Selection *got) 
 
 void check_selections(const Setup *s, const Outcome *part, const Outcome *whole) {
     const LighthouseShape shape = lighthouse_part(whole_shape(), context_group(s).size);
-    const size_t bytes = (size_t)position_count(&shape) * sizeof(int32_t);
+    const size_t bytes = position_count(&shape) * sizeof(int32_t);
     for (int i = 0; i < part->selections.count; i++) {
         const Selection *got = &part->selections.list[i];
         Selection expected = selection_here(s, counterpart(s, whole, i));
@@ -126,13 +126,13 @@ void check_selections(const Setup *s, const Outcome *part, const Outcome *whole)
 
 int64_t different_picks(const Setup *s, const Outcome *part, const Outcome *whole, int64_t *of) {
     const LighthouseShape shape = lighthouse_part(whole_shape(), context_group(s).size);
-    const int64_t count = position_count(&shape);
+    const size_t count = position_count(&shape);
     int64_t different = 0;
     for (int i = 0; i < part->selections.count; i++) {
         const int32_t *got = part->selections.list[i].positions;
         Selection expected = selection_here(s, counterpart(s, whole, i));
-        for (int64_t j = 0; j < count; j++) different += (expected.positions[j] < 0) != (got[j] < 0);
-        *of += count;
+        for (size_t j = 0; j < count; j++) different += (expected.positions[j] < 0) != (got[j] < 0);
+        *of += (int64_t)count;
         free_selection(&expected);
     }
     return different;
@@ -144,7 +144,7 @@ void give_positions(const Setup *s, Training *t, const Outcome *whole) {
         if (t->layer_kinds[layer] != LAYER_LIGHTHOUSE) continue;
         Selection here = selection_here(s, counterpart(s, whole, i++));
         t->device->upload(t->device, layer_lighthouse(&t->decoder->layers, layer).positions, here.positions,
-                          (size_t)position_count(&here.shape) * sizeof(int32_t));
+                          position_count(&here.shape) * sizeof(int32_t));
         free_selection(&here);
     }
 }
