@@ -99,6 +99,6 @@ static void check_published(Device *device, const char *path) {
 }
 
 void published_selections_are_reproduced(void *argument) {
-    check_published(argument, "dev/reference/fixtures/select_n4096_h1_l2_p8_k256.bin");
-    check_published(argument, "dev/reference/fixtures/select_n8192_h1_l4_p2_k256.bin");
+    check_published(argument, fixture("select_n4096_h1_l2_p8_k256.bin"));
+    check_published(argument, fixture("select_n8192_h1_l4_p2_k256.bin"));
 }

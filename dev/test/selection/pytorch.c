@@ -70,8 +70,7 @@ void layer_matches_pytorch(void *unused) {
     (void)unused;
     SafetensorsFile file;
     Reason reason;
-    if (!safetensors_open(&file, "dev/reference/fixtures/lighthouse_layer.safetensors", &reason))
-        fatal("%s", reason.text);
+    if (!safetensors_open(&file, fixture("lighthouse_layer.safetensors"), &reason)) fatal("%s", reason.text);
     check_case_of_fixture(&file, 'a');
     check_case_of_fixture(&file, 'b');
     safetensors_close(&file);
