@@ -16,7 +16,7 @@
 enum { MOST_WORDS = 32 };
 
 static int passed, failed, failed_checks;
-static uint64_t random_counter;
+static uint64_t random_seed, random_counter; // of the running test
 static const Communicator *together;
 static int only_count;
 static char **only_words;
@@ -77,12 +77,20 @@ static void sum_up_at_exit(void) {
     test_summary();
 }
 
+static uint64_t test_seed(void) {
+    static uint64_t seed;
+    if (seed == 0) seed = getenv("TEST_SEED") ? strtoull(getenv("TEST_SEED"), NULL, 10) : 1;
+    return seed;
+}
+
 void test_run(const char *name, void (*test)(void *argument), void *argument) {
     static bool is_first = true;
     if (!is_wanted(name)) return;
     if (is_first) atexit(sum_up_at_exit);
     is_first = false;
     failed_checks = 0;
+    random_seed = random_key(test_seed(), name);
+    random_counter = 0;
     running_process = getpid();
     running_thread = pthread_self();
     running = name;
@@ -196,18 +204,12 @@ const char *fixture(const char *name) {
     fatal("dev/reference/fixtures/%s was not found above this program", name);
 }
 
-static uint64_t test_seed(void) {
-    static uint64_t seed;
-    if (seed == 0) seed = getenv("TEST_SEED") ? strtoull(getenv("TEST_SEED"), NULL, 10) : 1;
-    return seed;
-}
-
 void random_fill(double *out, size_t count) {
-    for (size_t i = 0; i < count; i++) out[i] = random_normal(test_seed(), random_counter++);
+    for (size_t i = 0; i < count; i++) out[i] = random_normal(random_seed, random_counter++);
 }
 
 uint64_t random_below(uint64_t bound) {
-    return random_u64(test_seed() + 1, random_counter++) % bound;
+    return random_u64(random_seed + 1, random_counter++) % bound;
 }
 
 void upload(Device *device, void *memory, StorageType type, const double *values, size_t count) {

@@ -32,8 +32,9 @@ const char *test_directory(void);
 // whatever directory it was started.
 const char *fixture(const char *name);
 
-// Standard normal random numbers, other ones at every call (of one fixed sequence, or of the sequence that
-// the environment variable TEST_SEED names).
+// Standard normal random numbers, other ones at every call. Every test has a sequence of its own: the same
+// whatever ran before it and how much that drew, another one for each value of the environment variable
+// TEST_SEED.
 void random_fill(double *out, size_t count);
 uint64_t random_below(uint64_t bound);
 

@@ -1,6 +1,6 @@
 // Checkpoints that several processes write and read together: any number of them reads what any other number
 // wrote, and what fails on one fails on all.
-#include "test.h"
+#include "dev/test/test.h"
 
 #include "base/files.h"
 #include "checkpoint/checkpoint.h"
