@@ -1,4 +1,4 @@
-# What the scripts here have in common; they source it. It changes neither the directory nor the environment.
+# Functions shared by the scripts, which source this file. Sourcing it changes neither directory nor environment.
 # shellcheck shell=bash disable=SC2034
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,28 +22,29 @@ need_trainer() {
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
-# Sets `trainer` to the command that takes train_lighthouse's options: the words of LAUNCHER, or itself.
+# Sets `trainer` to the command to which train_lighthouse's options are given: LAUNCHER's words, or train_lighthouse.
 find_trainer() {
     need_trainer
     read -ra trainer <<< "${LAUNCHER:-./train_lighthouse}"
 }
 
-# Sets `place` to the options of a run in this directory that goes on where it was, if it was there before.
+# Sets `place` to the options with which a run writes to this directory and, if it has a checkpoint, resumes from it.
 find_place() {
     place=(--out "$1")
     if [ -f "$1/latest" ]; then place+=(--resume latest); fi
 }
 
-# The step of the newest checkpoint in this directory, or nothing.
+# Prints the step of the newest checkpoint in this directory, or nothing.
 newest_step() {
     [ ! -f "$1/latest" ] || sed -n 's/^step_0*\([0-9]\{1,\}\)$/\1/p' "$1/latest"
 }
 
 # --- signals ----------------------------------------------------------------------------------------------------------
 
-# Runs a command so that signals reach this script alone, which passes each SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to it as
-# SIGUSR1. Asked so, train_lighthouse saves a checkpoint and ends with exit code 75, and mpirun passes it on to its
-# processes, which it would kill at the others. Returns the command's exit code; `stop_signal` names the last signal.
+# Runs a command in a session of its own, so that signals reach only this script, and passes each SIGTERM, SIGINT, SIGHUP
+# and SIGUSR1 on to it as SIGUSR1: mpirun forwards SIGUSR1 to its processes (at the others it would kill them), and
+# train_lighthouse then saves a checkpoint and ends with exit code 75. Returns the command's exit code; `stop_signal` is
+# the name of the last signal, or empty.
 run_stoppable() {
     local status child='' again
     stop_signal=''
@@ -60,7 +61,7 @@ run_stoppable() {
     setsid "$@" < /dev/null &
     child=$!
     if [ -n "$stop_signal" ]; then pass_on "$stop_signal"; fi
-    # A signal ends the wait, not the command.
+    # A signal ends this wait but not the command, so wait again.
     while
         again=''
         status=0
@@ -73,8 +74,8 @@ run_stoppable() {
 
 # --- mpirun -----------------------------------------------------------------------------------------------------------
 
-# Sets `mpi` to mpirun and what every run wants: no binding (by default to one core each, which starves OpenMP), and
-# waits that leave the core to others.
+# Sets `mpi` to mpirun with the options of every run: no binding (the default, one core per process, starves OpenMP), and
+# waiting processes yield their core.
 prepare_mpirun() {
     need_trainer
     command -v mpirun > /dev/null || fail "mpirun was not found; scripts/setup.sh installs OpenMPI"
@@ -82,7 +83,7 @@ prepare_mpirun() {
     if [ "$(id -u)" -eq 0 ]; then mpi+=(--allow-run-as-root); fi
 }
 
-# Exports the OpenMP settings of one of N processes on a machine, where they are not set.
+# Exports the OpenMP settings for each of N processes on this machine, unless they are set.
 share_cores() {
     local threads=$(($(nproc) / $1))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}

@@ -16,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=out/quickstart
 stage1=120
 steps=160
-# Threads that wait do so without spinning: a few percent slower on an idle machine, several times faster on a busy one.
+# Waiting threads sleep instead of spinning: a few percent slower on an idle machine, several times faster on a busy one.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 say() { printf '\n== %s\n' "$*"; }
@@ -41,7 +41,7 @@ echo "$shards"
 entropy=$(sed -n 's/.*quickstart_val.*unigram entropy \([0-9.]*\).*/\1/p' <<< "$shards")
 
 say "stage 1: $stage1 of $steps steps with Lighthouse attention"
-rm -rf "$out" # of an earlier quick start
+rm -rf "$out" # from an earlier quick start
 ./train_lighthouse --device $device --out "$out" --model tiny --seq-len 512 --batch-size 4 --global-batch 4 \
     --train-data 'data/quickstart_train_*.bin' --val-data 'data/quickstart_val_*.bin' --val-every 40 \
     --selection on --levels 3 --pool 2 --topk 64 --topk-tile 16 --dense-layers 0,5 \

@@ -12,14 +12,14 @@ show_help "$@"
 packages=(build-essential libopenblas-dev libopenmpi-dev openmpi-bin libcjson-dev libxxhash-dev python3)
 developer_packages=(clang shellcheck)
 cudnn_frontend=nvidia-cudnn-frontend==1.23.0 # headers only
-linters=(clang-format==14.0.6 ruff==0.17.6)  # another version of either would find other faults
+linters=(clang-format==14.0.6 ruff==0.17.6)  # other versions would report other faults
 
 have_nvcc() { command -v nvcc > /dev/null || [ -x /usr/local/cuda/bin/nvcc ]; }
 lack_frontend() { have_nvcc && [ ! -f .deps/python/include/cudnn_frontend.h ]; }
 lack_linters() { $develop && [ "$(cat .deps/lint/versions 2> /dev/null)" != "${linters[*]}" ]; }
 is_installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2> /dev/null)" = installed ]; }
 
-# Those of these packages that are missing.
+# Installs the given packages that are missing.
 install_packages() {
     local root=() missing=()
     for package in "$@"; do
@@ -35,7 +35,7 @@ install_packages() {
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
 }
 
-# The packages of Python's index, each with its version, into a directory of their own.
+# Installs packages of PyPI into a directory of their own, which is emptied first: DIRECTORY NAME==VERSION…
 install_python() {
     local directory=$1
     shift
@@ -55,7 +55,7 @@ if $develop; then packages+=("${developer_packages[@]}"); fi
 if { lack_frontend || lack_linters; } && ! python3 -m pip --version > /dev/null 2>&1; then packages+=(python3-pip); fi
 command -v dpkg-query > /dev/null || fail "this is neither Debian nor Ubuntu: install your system's ${packages[*]}"
 install_packages "${packages[@]}"
-# The library of clang's fuzzers and sanitizers has its version in its name.
+# The package with the runtime of clang's fuzzers and sanitizers has clang's version in its name.
 if $develop; then install_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"; fi
 
 if lack_frontend; then install_python .deps/python "$cudnn_frontend"; fi

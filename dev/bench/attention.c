@@ -15,7 +15,7 @@ enum { HEADS = 8, HEAD_DIM = 128, TILE = 128 };
 enum { WARMUP = 3, REPEATS = 21, IN_A_ROW = 4, PROFILED = 10 };
 enum { DENSE_LEN = 131072, MOST_CASES = 32 };
 
-// Milliseconds of a forward, and of a forward and backward.
+// Milliseconds of a forward, and of a forward with its backward.
 typedef struct {
     double forward, both;
 } Times;
@@ -23,7 +23,7 @@ typedef struct {
 typedef struct {
     int64_t seq_len;
     LighthouseSettings settings;
-    Times dense, reference, inner; // published; 0: not known
+    Times dense, reference, inner; // published times; 0: not published
 } Case;
 
 // Measured on an H200 with cuDNN 9.19 and PyTorch 2.11; "reference" is the published implementation in
@@ -39,7 +39,7 @@ static const Case published[] = {
 
 typedef struct {
     Times dense, layer, inner;
-    Times floor; // of all but the inner attention: its bytes by count at the speed of a copy
+    Times floor; // the least time for all but the inner attention: its bytes at the speed of a copy
     int64_t entries;
     ProfileRow *rows;
     int row_count;
@@ -62,7 +62,7 @@ static void rope(Bench *b, void *norms) {
                                 b->device->stream);
 }
 
-static const LighthouseHalo no_halo = {}; // the sequence is here whole
+static const LighthouseHalo no_halo = {}; // the sequence is not divided into pieces
 
 static void layer_forward(Bench *b) {
     lighthouse_select(b->device, &b->shape, &b->layer, b->scores);
@@ -81,7 +81,8 @@ static void inner_forward(Bench *b) {
     lighthouse_attend(b->device, &b->inner, &b->layer, b->workspace);
 }
 
-// The gradients lie in the scratch memory as lighthouse_backward left them.
+// The inner attention alone, forward and backward, on the gradients that lighthouse_backward left in the
+// scratch.
 static void inner_both(Bench *b) {
     const int64_t sub_out = b->shape.entries * HEADS * HEAD_DIM;
     inner_forward(b);
@@ -111,8 +112,8 @@ static void act(void *context) {
     action->bench->device->synchronize(action->bench->device);
 }
 
-// Median milliseconds of one `work`. Several in a row, so that starting them and waiting for them count
-// little.
+// Median milliseconds of one call of `work`. Several are queued before the wait, so that launching and
+// waiting hardly count.
 static double milliseconds(Bench *b, void (*work)(Bench *)) {
     Action action = {b, work, IN_A_ROW};
     return 1e3 / IN_A_ROW * median_seconds(act, &action, WARMUP, REPEATS);
@@ -228,7 +229,7 @@ static void print_times(Times times) {
         printf(" - |");
 }
 
-// How many times `shorter` goes into `longer`.
+// Prints the ratios longer / shorter.
 static void print_ratio(Times longer, Times shorter) {
     if (longer.forward > 0)
         printf(" %.2f / %.2f |", longer.forward / shorter.forward, longer.both / shorter.both);

@@ -1,4 +1,5 @@
-// What the benchmarks share: medians, random data, the ceilings of the device, and the table of operations.
+// Shared by the benchmarks: medians, random data, the measured ceilings of the device, and the table of
+// operations.
 #pragma once
 #include "device/cuda/profile.h"
 #include "device/memory_plan.h"
@@ -14,7 +15,8 @@ static inline int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-// The median wall-clock seconds of action(context), which waits for the device, of `repeats` after `warmup`.
+// The median duration, in seconds, of `repeats` calls of action(context) after `warmup` calls. The action
+// must wait for the device.
 static inline double median_seconds(void (*action)(void *), void *context, int warmup, int repeats) {
     double *seconds = host_allocate((size_t)repeats, sizeof(double), "times");
     for (int i = 0; i < warmup; i++) action(context);
@@ -31,7 +33,7 @@ static inline double median_seconds(void (*action)(void *), void *context, int w
 
 // --- data -----------------------------------------------------------------------------------------------
 
-// Standard normal bfloat16 numbers, which repeat after 2^26.
+// Fills memory with `count` standard normal bfloat16 numbers, which repeat after 2^26.
 static inline void upload_random(Device *device, void *memory, int64_t count) {
     const int64_t period = min_i64(count, (int64_t)1 << 26);
     uint16_t *values = host_allocate((size_t)period, sizeof(uint16_t), "random values");
@@ -47,16 +49,16 @@ static inline void upload_random(Device *device, void *memory, int64_t count) {
 // --- ceilings -------------------------------------------------------------------------------------------
 
 typedef struct {
-    double bytes_per_second; // of a copy on the device, read plus write
-    double flops_per_second; // of a large bfloat16 product
+    double bytes_per_second; // bytes read plus bytes written by a copy on the device
+    double flops_per_second; // FLOP/s of a large bfloat16 matrix product
 } Ceilings;
 
 typedef struct {
     Device *device;
     void *a, *b, *c;
     size_t bytes;
-    int64_t size; // of the square matrices
-    int products; // in one go
+    int64_t size; // rows and columns of the matrices
+    int products; // products that are queued before each wait
 } CeilingRun;
 
 static inline void ceiling_copy(void *context) {
@@ -96,7 +98,8 @@ static inline Ceilings measure_ceilings(Device *device) {
 
 // --- operations -----------------------------------------------------------------------------------------
 
-// The rows of cuda_profile_stop as a table, each beside the ceiling that it is nearest to.
+// Prints the rows of cuda_profile_stop as a table, and for each how near it comes to the ceiling that limits
+// it.
 static inline void print_operations(const ProfileRow *rows, int count, const Ceilings *ceilings) {
     double total = 0;
     for (int i = 0; i < count; i++) total += rows[i].milliseconds;

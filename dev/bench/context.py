@@ -18,12 +18,12 @@ import sys
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 LENGTHS = [32768, 65536, 98304, 131072, 262144, 524288, 1048576]
-# What the table and the picture call them, and their colors.
+# The variants' names in the table and the picture, and their colors.
 VARIANTS = {"dense": "dense", "lighthouse": "Lighthouse,\nfour layers dense", "lighthouse-all": "Lighthouse\nin all layers"}
 COLORS = {"dense": "dimgray", "lighthouse": "tab:blue", "lighthouse-all": "tab:red"}
-# Beyond it the four dense layers alone take a minute a step.
+# With longer sequences the four dense layers alone take a minute per step.
 LONGEST_WITH_DENSE_LAYERS = 524288
-# Of what the step benchmark says.
+# The fields that are kept of the step benchmark's result.
 FIELDS = ["gpu", "model", "recompute", "ms", "optimizer_ms", "tokens_per_second", "planned_gib", "memory_gib"]
 
 
@@ -31,7 +31,7 @@ FIELDS = ["gpu", "model", "recompute", "ms", "optimizer_ms", "tokens_per_second"
 
 
 def geometry(variant, tokens):
-    """Levels, pool and K. With dense layers 1536 at 98304 tokens, and four levels and 4096 at 1048576, are published."""
+    """Levels, pool and K. Published values: K 1536 at 98304 tokens with dense layers; 4 levels and K 4096 at 1048576."""
     if variant == "lighthouse":
         return 3, 4, 1536 if tokens == 98304 else 2048
     return (4, 4, 4096) if tokens >= 524288 else (3, 4, 2048)
@@ -47,7 +47,7 @@ def step_options(variant, tokens):
 
 
 def runs_to_make(arguments):
-    """Pairs of length and variant, the short ones first."""
+    """Pairs (tokens, variant) to measure, the shortest lengths first."""
     longest = {"dense": arguments.dense_up_to, "lighthouse": LONGEST_WITH_DENSE_LAYERS}
     runs = [(tokens, variant) for tokens in sorted(set(arguments.lengths)) for variant in VARIANTS
             if variant in arguments.variants and tokens <= longest.get(variant, tokens)]
@@ -58,7 +58,7 @@ def runs_to_make(arguments):
 
 
 def measure(step, tokens, variant):
-    """What the step benchmark says of one run, or that it does not fit; any other failure ends the script."""
+    """The step benchmark's result for one run, or that it does not fit; any other failure ends the script."""
     command = [step, *step_options(variant, tokens)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -82,7 +82,7 @@ def measure(step, tokens, variant):
 
 
 def measure_all(runs, step, path):
-    """Adds to the file what it does not have yet, and returns all it then has."""
+    """Measures the runs that the file lacks, adds their results to it, and returns all its results."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     results = read_results([path]) if os.path.exists(path) else {}
     with open(path, "a") as file:
@@ -90,7 +90,7 @@ def measure_all(runs, step, path):
             known = (tokens, variant) in results
             if not known:
                 result = measure(step, tokens, variant)
-                # Before it is written: a file that mixes GPUs could not be drawn.
+                # Checked before the result is written: a file with results of several GPUs cannot be drawn.
                 results[tokens, variant] = result
                 only_gpu(results)
                 file.write(json.dumps(result) + "\n")
@@ -102,7 +102,7 @@ def measure_all(runs, step, path):
 
 
 def read_results(paths):
-    """(tokens, variant) → result; where there are several, the last one."""
+    """A dictionary (tokens, variant) → result; of several results the last one."""
     results = {}
     for path in paths:
         try:
@@ -168,7 +168,7 @@ def print_table(results):
 
 
 def import_pyplot():
-    """matplotlib, which only the picture needs."""
+    """Imports matplotlib, which only the picture needs."""
     try:
         import matplotlib
     except ImportError:
@@ -183,7 +183,8 @@ def name_beside(axes, x, y, name, color, level):
 
 
 def name_above(axes, x, y, name, color, level):
-    """Over all lines, where they lie too close for names beside them; at a height of its own, with a thin line to it."""
+    """Writes the name above all lines, each at its own height, with a thin line to the point. For lines that are too
+    close to each other for names beside them."""
     thin_line = {"arrowstyle": "-", "color": color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4, "relpos": (1, 0)}
     axes.annotate(name.replace("\n", " "), (x, y), (x, 0.82 + 0.06 * level), textcoords=axes.get_xaxis_transform(),
                   color=color, ha="right", arrowprops=thin_line)
@@ -215,7 +216,7 @@ def draw_panel(axes, results, field, unit, put_name):
 
 
 def draw(pyplot, path, results):
-    """tokens/s, left, and memory, right, against the length."""
+    """Draws tokens/s (left) and memory (right) against the length."""
     figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     shortest, longest = min(results)[0], max(results)[0]
     low, high = draw_panel(panels[0], results, "tokens_per_second", 1e3, name_beside)
@@ -243,7 +244,7 @@ def main():
     parser.add_argument("--out", metavar="DIR", help="(default: out/context, or where the first of --draw is)")
     parser.add_argument("--no-picture", action="store_true", help="only the table, without matplotlib")
     arguments = parser.parse_args()
-    # Before the runs, which take minutes.
+    # Imported before the runs, which take minutes, so that it is known to be there.
     pyplot = None if arguments.no_picture else import_pyplot()
     if arguments.draw:
         results = read_results(arguments.draw)

@@ -1,10 +1,10 @@
-// Where the time of a training step goes, on a CUDA device: tokens/s, and a table of every operation beside
-// the ceilings measured in the same run. The last line holds the result as JSON, for context.py.
+// Measures a training step on a CUDA device: tokens/s, and a table of the time of every operation with the
+// ceilings measured in the same run. The last line is the result as JSON, for context.py.
 //
 //   step [options of train_lighthouse]     for example: step --seq-len 32768 --topk 2048 --recompute none
 //   step brief [options]                   without the table
-//   mpirun -np 2 step --cp 2 …             on several GPUs: all that they train at a time, gradients summed;
-//                                          and how much of what they exchange is hidden behind the rest
+//   mpirun -np 2 step --cp 2 …             a step of several GPUs together, with the sum of gradients; also
+//                                          prints how much of their communication is hidden by computation
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed.
 #include "run/options_check.h"
@@ -14,7 +14,7 @@
 #include <string.h>
 
 enum { WARMUP = 2, REPEATS = 5 };
-static const double long_step = 2; // seconds beyond which a step is measured once, after one for warming up
+static const double long_step = 2; // in seconds: longer steps are measured once, after one to warm up
 
 // --- a step ---------------------------------------------------------------------------------------------
 
@@ -67,12 +67,12 @@ static void profile_step(Bench *b, const Ceilings *ceilings) {
 
 typedef enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } CallKind;
 
-// One collective operation of a step, to be done again on its own.
+// The arguments of one collective operation of a step, so that it can be repeated on its own.
 typedef struct {
     CallKind kind;
     GroupKind group;
     void *buffer;
-    int64_t size; // elements or bytes of a rank
+    int64_t size; // elements (REDUCE_SCATTER) or bytes (ALL_GATHER) of one rank's part
     Message sends[2], receives[2];
     int send_count, receive_count;
 } Call;
@@ -134,7 +134,7 @@ static void do_calls(void *context) {
     collectives->device->synchronize(collectives->device);
 }
 
-// In its place: what is sent is taken for what is received, so that the rest works on real numbers.
+// Replaces the exchange: receives a copy of what is sent, so that the step computes with realistic numbers.
 static void copy_exchange(Collectives *self, GroupKind group, const Message *sends, int send_count,
                           const Message *receives, int receive_count, const char *what) {
     (void)group, (void)what;
@@ -148,8 +148,9 @@ static void no_reduce_scatter(Collectives *, GroupKind, void *, int64_t, const c
 static void no_all_gather(Collectives *, GroupKind, void *, size_t, const char *) {}
 static void no_finish(Collectives *) {}
 
-// The step's collective operations on their own, and the step without them: how much longer the whole takes
-// than the latter is what is not hidden of the former, together with what both take from each other.
+// Measures the step's collective operations alone, and the step without them. The difference between the
+// whole step, `step` seconds, and the step without them is the communication that is not hidden, including
+// how much communication and computation slow each other down.
 static void print_overlap(Bench *b, double step) {
     Collectives *collectives = b->training.collectives;
     steps_calls.real = *collectives;
@@ -174,7 +175,7 @@ static void print_overlap(Bench *b, double step) {
 
 // --- what is printed ------------------------------------------------------------------------------------
 
-// A batch of bytes, as text prepared by dev/data has them.
+// Fills the batch with random bytes as tokens, like text prepared by dev/data.
 static void make_batch(Bench *b) {
     const int64_t rows = batch_rows(b);
     b->inputs = host_allocate((size_t)rows, sizeof(int32_t), "tokens");
@@ -225,7 +226,7 @@ int main(int argc, char **argv) {
     argc -= brief;
     argv += brief;
     Options options = options_parse(argc, argv, NULL);
-    options.plan = true; // needs no data
+    options.plan = true; // so that no data is required
     Communicator communicator = communicator_create(&argc, &argv);
     options.global_batch = options.batch_size * max_i64(communicator.size / options.cp, 1);
     options_check(&options, communicator.size);

@@ -22,9 +22,9 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 class Document:
     def __init__(self, path, name):
         self.path = path
-        self.size = os.stat(path).st_size  # as stored
+        self.size = os.stat(path).st_size  # of the file, which may be compressed
         self.order = hashlib.blake2b(os.fsencode(name)).digest()
-        self.held_out = 0.0  # which share of it, at its end, is for validation
+        self.held_out = 0.0  # the fraction of the document, at its end, that is used for validation
 
     def chunks(self):
         opener = OPENERS.get(os.path.splitext(self.path)[1], open)
@@ -37,7 +37,7 @@ class Document:
 
 
 def find_documents(paths):
-    """Every regular file that is named or lies under a directory that is, once, if it is not empty."""
+    """Every non-empty regular file among the paths or below directories among them, each once."""
     documents = {}
 
     def add(path, name):
@@ -63,8 +63,8 @@ def fail(error):
 
 
 def hold_out(documents, fraction):
-    """Chooses what is for validation: documents in a random order of their names as long as they fit in the fraction.
-    If more than half of it is then still missing, the largest document gives its end."""
+    """Chooses documents for validation, in an order by the hash of their names, as long as they fit in the fraction.
+    If more than half of the fraction is then missing, the end of the largest document is taken too."""
     wanted = fraction * sum(document.size for document in documents)
     missing = wanted
     for document in sorted(documents, key=lambda document: document.order):

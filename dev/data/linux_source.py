@@ -37,7 +37,7 @@ def find_archive(directory):
 
 
 def download(directory):
-    """Fetches the package that linux-source stands for and takes the archive out of it. Needs no privileges."""
+    """Downloads the package that linux-source depends on and extracts the archive from it. Needs no privileges."""
     os.makedirs(directory, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         try:
@@ -74,7 +74,7 @@ def wanted(path, subset):
 
 
 def read_texts(archive, subset):
-    """(path below the kernel's root, text) of every text file, in the archive's order."""
+    """Yields (path below the kernel's root, text) for every text file, in the archive's order."""
     try:
         with tarfile.open(archive, "r|*") as members:
             for member in members:
@@ -88,9 +88,9 @@ def read_texts(archive, subset):
 
 
 def by_directory(texts):
-    """Puts each directory's own files together. The archive is sorted and goes into subdirectories on the way, so the
-    files of a directory wait until it is left for good."""
-    waiting = []  # (directory, its texts), from the outermost inwards
+    """Yields (directory, texts of its own files). The archive is sorted, with subdirectories between the files of their
+    parent; so the texts of a directory are collected until the archive has left it and all its subdirectories."""
+    waiting = []  # (directory, its texts so far), the outermost directory first
     for path, text in texts:
         directory = os.path.dirname(path)
         while waiting and not is_inside(directory, waiting[-1][0]):

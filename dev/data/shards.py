@@ -1,4 +1,4 @@
-"""Writes token shards in the llm.c format from documents of bytes: what the scripts beside this one share.
+"""Writes token shards in the llm.c format from documents of bytes. Shared by the scripts in this directory.
 
 A shard is 256 little-endian int32 (magic 20240520, version 1, token count, zeros) and then uint16 tokens. A token is a
 byte; 256 ends a document.
@@ -18,11 +18,11 @@ SPLITS = ("train", "val")
 
 
 class DataError(Exception):
-    """Something wrong with the data or the command, in words for the user."""
+    """A fault of the data or the command; its text is for the user."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Ends with one line and exit code 1, as the program does."""
+    """Ends with one line and exit code 1 if the arguments are wrong, as train_lighthouse does."""
 
     def error(self, message):
         sys.exit(f"error: {message} (--help lists the options)")
@@ -53,7 +53,7 @@ def positive(text):
 
 
 def run(main):
-    """Runs main, turning what went wrong into one line and exit code 1."""
+    """Runs main(). An error ends the script with one line and exit code 1."""
     try:
         main()
     except DataError as error:
@@ -65,7 +65,7 @@ def run(main):
 
 
 class Split:
-    """The shards of one split, under temporary names until `publish`."""
+    """The shards of one split (training or validation), under temporary names until `publish`."""
 
     def __init__(self, stem, shard_tokens):
         self.stem, self.shard_tokens = stem, shard_tokens
@@ -107,7 +107,7 @@ class Split:
             self.file = None
 
     def publish(self):
-        """Gives the shards their names; those of an earlier set of the same name go."""
+        """Renames the shards to their final names, and deletes the other shards of an earlier set of the same name."""
         for path in set(glob.glob(glob.escape(self.stem) + "_[0-9][0-9][0-9][0-9][0-9][0-9].bin")) - set(self.paths):
             os.remove(path)
         for path in self.paths:
@@ -125,13 +125,13 @@ class Split:
         return self.byte_counts.total() + self.documents
 
     def entropy(self):
-        """Unigram entropy of the tokens in nats: the loss of a model that knows their frequencies and no more."""
+        """Unigram entropy of the tokens in nats: the loss of a model that knows only their frequencies."""
         counts = [*self.byte_counts.values(), self.documents]
         return -sum(count / self.tokens * math.log(count / self.tokens) for count in counts if count)
 
 
 class ShardSet:
-    """A training and a validation split. As a context manager it publishes both, or on an error leaves nothing."""
+    """A training and a validation split. As a context manager it publishes both, or after an error removes both."""
 
     def __init__(self, directory, name, shard_tokens):
         os.makedirs(directory, exist_ok=True)

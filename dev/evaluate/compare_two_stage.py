@@ -20,9 +20,9 @@ class Run:
         self.steps = [line["step"] for line in lines]
         self.losses = [line["loss"] for line in lines]
         self.minutes = list(itertools.accumulate(line["ms"] / 6e4 for line in lines))
-        # How many lines are of stage 1, that is with selection; they come first.
+        # The number of lines from stage 1, which is trained with selection; they come first.
         self.stage1 = sum(line.get("selection") == "on" for line in lines)
-        # Validation losses, each with its place in the lines: with selection, as in stage 1, and of dense attention.
+        # Validation losses as (index of the line, loss): with selection (in stage 1), and with dense attention.
         self.selection_validation = [(i, line["val_loss"]) for i, line in enumerate(lines[:self.stage1])
                                      if "val_loss" in line]
         self.dense_validation = [(i, line[name]) for i, line in enumerate(lines)
@@ -32,7 +32,7 @@ class Run:
         return [time / minutes for time in self.minutes]
 
     def smooth(self, window):
-        """Means of the last `window` losses, of the same stage."""
+        """For each step the mean of the last `window` losses of the same stage."""
         means = []
         for i in range(len(self.losses)):
             first = max(i + 1 - window, self.stage1 if i >= self.stage1 else 0)
@@ -52,7 +52,7 @@ def draw_run(axes, x, run, window, name, color):
 
 
 def loss_range(runs, window):
-    """From below all to what the smoothed losses reach after a tenth of the steps, or at the switch."""
+    """The loss axis: from the lowest loss to the highest smoothed loss after a tenth of the steps, or at the switch."""
     values, losses = [], []
     for run in runs:
         smooth = run.smooth(window)
@@ -63,7 +63,7 @@ def loss_range(runs, window):
 
 
 def draw(path, dense, two_stage, window, title):
-    """Losses against steps, left, and against time, right."""
+    """Draws losses against steps (left) and against time (right)."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -87,7 +87,8 @@ def print_run(name, run):
 
 
 def print_switch(run, window):
-    """The spike: how far the loss rises over what stage 1 ended at, and when a whole window is back at it."""
+    """Prints how far the loss rises at the switch above the smoothed loss at the end of stage 1, and after how many
+    steps the mean over a window is back at that loss."""
     before = run.smooth(window)[run.stage1 - 1]
     after = run.losses[run.stage1:]
     means = [sum(after[i:i + window]) / window for i in range(len(after) - window + 1)]

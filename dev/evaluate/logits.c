@@ -1,4 +1,5 @@
-// Writes the logits of a checkpoint's model at some positions of one sample, for others to compare with.
+// Writes the logits of a checkpoint's model at some positions of one sample, to compare with another
+// program's.
 //
 //   logits CHECKPOINT SHARD SEQ_LEN OUT [cpu|cuda]
 //
@@ -18,7 +19,7 @@ static void write_all(FILE *file, const void *data, size_t size, size_t count, c
     if (fwrite(data, size, count, file) != count) fatal("cannot write %s: %s", path, strerror(errno));
 }
 
-// Logits of rows [first, first + count) as float32.
+// Computes and writes the logits of positions [first, first + count) as float32.
 static void write_logits(FILE *file, Decoder *decoder, const int32_t *inputs, int64_t first, int64_t count,
                          const char *path) {
     const StorageType storage = decoder->layers.device->ops->storage;

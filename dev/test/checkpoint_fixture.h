@@ -1,5 +1,5 @@
-// What tests of checkpoints share: a state filled at random, saved, opened and loaded by one process, and what
-// is on the disk then.
+// Shared by the tests of checkpoints: a random state, saving, opening and loading it in one process, and
+// checks of the files on the disk.
 #pragma once
 #include "test.h"
 
@@ -11,7 +11,7 @@ enum { FIXTURE_FILES = 5 };
 extern const char *const file_names[FIXTURE_FILES];
 
 extern const Retention keep_all;
-extern const Communicator alone; // a run of one process
+extern const Communicator alone; // the communicator of a run of one process
 
 // --- a model's state ------------------------------------------------------------------------------------
 
@@ -23,21 +23,23 @@ typedef struct {
 
 extern const ModelConfig small_shape;
 
-// A state filled at random, on a CPU device of that storage type; the same filled again.
+// Creates a state with random values on a CPU device of this storage type; fixture_refill sets new random
+// values.
 Fixture *fixture_create(StorageType storage, ModelConfig config);
 void fixture_refill(Fixture *model);
 void fixture_destroy(Fixture *model);
 
-// Weights tensor by tensor (what lies between them is not part of the model), the optimizer's buffers whole.
+// Checks that two states are equal: all weights (not the padding between tensors), and the optimizer's whole
+// buffers.
 void check_same_state(const Fixture *a, const Fixture *b);
 
 // --- saving ---------------------------------------------------------------------------------------------
 
-// A request with some options, for delete_request.
+// A request to save, with some options; delete_request frees it.
 SaveRequest new_request(const char *out_dir, int64_t step, Retention retention);
 void delete_request(SaveRequest *request);
 
-// Saves, and ends the process if that fails.
+// Saves the model's state; ends the process if that fails.
 void save_request(const Fixture *model, const SaveRequest *request, bool asynchronous);
 
 typedef struct {
@@ -48,10 +50,10 @@ typedef struct {
     bool asynchronous;
 } SaveCall;
 
-// The same, for check_dies: `call` is a SaveCall.
+// As save_request, in the form that check_dies takes: `call` is a SaveCall.
 void save(void *call);
 
-// Saves a step, and keeps all others.
+// Saves a step without deleting others.
 void save_step(const char *out_dir, const Fixture *model, int64_t step);
 
 // --- opening and loading --------------------------------------------------------------------------------
@@ -61,24 +63,24 @@ typedef struct {
     const Fixture *model; // to load into; NULL: only open
 } OpenCall;
 
-// For check_dies too: `call` is an OpenCall.
+// Opens and loads, in the form that check_dies takes: `call` is an OpenCall.
 void open_and_load(void *call);
 
 void check_refused(const char *resume, const char *out_dir, const Fixture *model, const char *message);
 
-// Opens with "latest"; the step it is of, and what was said on stderr.
+// Opens with "latest" and returns the step of the checkpoint; `warnings` receives the output on stderr.
 int64_t open_latest(const char *out_dir, char warnings[4096]);
 
-// Checks that "latest" is that step, with a warning that contains the text (NULL: without a warning).
+// Checks that "latest" opens this step, with a warning that contains `warning` (NULL: without any warning).
 void check_latest(const char *out_dir, int64_t step, const char *warning);
 
-// Checks that "latest" holds the same state.
+// Checks that the checkpoint opened by "latest" has the state `expected`.
 void check_loads(const char *out_dir, const Fixture *expected);
 
 // --- what is on the disk --------------------------------------------------------------------------------
 // The caller frees what these return.
 
-// A fresh directory whose name outlives the next one.
+// A new directory. The caller owns the name, unlike that of test_directory.
 char *new_directory(void);
 
 // out_dir/step_NNNNNNNN/name
@@ -92,8 +94,8 @@ bool exists(const char *out_dir, const char *name);
 char *listing(const char *directory);
 void check_listing(const char *directory, const char *expected);
 
-// A directory below out_dir with half a file in it, as a crash leaves it.
+// Makes a directory below out_dir with an incomplete file in it, as a crash would leave it.
 void make_debris(const char *out_dir, const char *name);
 
-// Writes the manifest of what is in the directory.
+// Writes a manifest that matches the directory's files.
 void write_manifest(const char *directory);

@@ -22,7 +22,7 @@ static int only_count;
 static char **only_words;
 static bool word_was_found[MOST_WORDS];
 
-// The test that runs, and where; NULL between tests.
+// The name of the running test (NULL between tests), and the process that runs it.
 static const char *running;
 static pid_t running_process;
 static pthread_t running_thread;
@@ -57,9 +57,9 @@ static void count_test(const char *name, bool good) {
     fflush(stdout);
 }
 
-// The linker hands all calls of exit to this one (--wrap): fatal's end the test that runs and no more. There
-// is no way back to it from a forked child, from another thread, or from a team of OpenMP threads, and other
-// ranks would wait for this one for ever: then the process ends.
+// The linker redirects all calls of exit here (--wrap), so that fatal() ends only the running test. That is
+// not possible in a forked child, in another thread or in a team of OpenMP threads, nor with several ranks,
+// where the others would wait for this one for ever: then the process ends.
 NORETURN void __real_exit(int code);
 NORETURN void __wrap_exit(int code);
 
@@ -70,7 +70,7 @@ void __wrap_exit(int code) {
     __real_exit(code);
 }
 
-// Of a process that ends while a test runs.
+// Runs at exit: if a test is running it has failed; prints the summary.
 static void sum_up_at_exit(void) {
     if (!running || running_process != getpid()) return;
     count_test(running, false);
@@ -106,7 +106,7 @@ void test_run(const char *name, void (*test)(void *argument), void *argument) {
 
 static void print_failure(const char *format, va_list arguments) {
     failed_checks++;
-    // What other ranks print to standard output goes nowhere.
+    // Ranks from 1 on print to stderr: their standard output is discarded.
     FILE *file = together && together->rank > 0 ? stderr : stdout;
     if (together)
         fprintf(file, "     rank %d: ", together->rank);
@@ -166,7 +166,7 @@ void check_dies(void (*action)(void *argument), void *argument, const char *mess
 }
 
 static char directory_root[64];
-static pid_t directory_owner; // a forked child that exits must not clean up
+static pid_t directory_owner; // the process that removes the directories: a forked child must not
 
 static void remove_directories(void) {
     if (getpid() != directory_owner) return;

@@ -1,51 +1,53 @@
-// The self-test's harness: named tests made of checks, and a count of how they went.
+// The harness of the self-test: named tests, which consist of checks, and the count of passed and failed
+// tests.
 #pragma once
 #include "parallel/communicator.h"
 #include "device/device.h"
 
-// From here on only tests whose name contains one of these words run; with a count of 0 all do. A word that
-// is in the name of none is a failure in the summary.
+// From this call on only tests whose name contains one of these words run; with a count of 0 all do. A word
+// that no name contains is a failure in the summary.
 void test_only(int count, char **words);
 
-// From here on all ranks run the tests together: one passes if it does on all of them, and rank 0 prints how
-// they went.
+// From this call on all ranks run each test together. A test passes if it passes on all ranks; rank 0 prints
+// the results.
 void test_together(const Communicator *communicator);
 
-// Runs one test; it passes if none of its checks failed. `argument` is handed on. A fatal error in it is its
-// failure, and the next test runs; what it had allocated stays.
+// Runs test(argument), which passes if none of its checks fails. A call of fatal() in it is a failure too and
+// ends the test only; memory that it had allocated is not freed.
 void test_run(const char *name, void (*test)(void *argument), void *argument);
 
-// One check of the running test: prints the message if it does not hold.
+// A check of the running test: if `holds` is false it fails and prints the message.
 void check(bool holds, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-// Checks that ‖a - b‖ / ‖b‖ <= tolerance (and that b is not all zeros, and nothing is NaN).
+// Checks that ‖a - b‖ / ‖b‖ <= tolerance, that b is not all zeros, and that nothing is NaN.
 void check_close(const char *what, const double *a, const double *b, size_t count, double tolerance);
 
-// Checks that `action` ends the process with exit code 1 and one line on stderr that contains `message`.
-// It runs in a forked child.
+// Checks that action(argument), run in a forked child, ends the process with exit code 1 and one line on
+// stderr that contains `message`.
 void check_dies(void (*action)(void *argument), void *argument, const char *message);
 
-// A fresh empty directory, removed with all it holds when the tests end.
+// A new empty directory, removed with its contents when the tests end.
 const char *test_directory(void);
 
-// The path of a file of dev/reference/fixtures, until the next call: found from where the program is, in
-// whatever directory it was started.
+// The path of a file in dev/reference/fixtures, valid until the next call. It is found relative to the
+// program, not to the current directory.
 const char *fixture(const char *name);
 
-// Standard normal random numbers, other ones at every call. Every test has a sequence of its own: the same
-// whatever ran before it and how much that drew, another one for each value of the environment variable
-// TEST_SEED.
+// random_fill: standard normal random numbers. random_below: a random number below `bound`. Each call returns
+// the next numbers of a sequence that depends on the test's name and on the environment variable TEST_SEED
+// alone, not on the tests before it.
 void random_fill(double *out, size_t count);
 uint64_t random_below(uint64_t bound);
 
-// A device array of `count` elements of that type from doubles, and as doubles, which the caller frees.
+// Copy doubles to a device array of `count` elements of this type, and from it; the caller frees the result.
 void upload(Device *device, void *memory, StorageType type, const double *values, size_t count);
 double *download(Device *device, const void *memory, StorageType type, size_t count);
 
-// Prints "N passed, N failed"; the exit code for main.
+// Prints "N passed, N failed" and returns the exit code for main.
 int test_summary(void);
 
-// The groups. `device` is the device under test: its results are compared with the plain C operations.
+// The groups of tests. `device` is the device under test, whose results are compared with the plain C
+// operations.
 void test_harness(void);
 void test_common(void);
 void test_reason(void);
@@ -65,5 +67,5 @@ void test_model(Device *device);
 void test_large(Device *device);
 void test_parallel(Device *device, const Communicator *communicator);
 
-// Those that several processes run together.
+// Groups that several processes run together.
 void test_parallel_checkpoint(const Communicator *communicator);

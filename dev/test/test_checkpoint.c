@@ -1,4 +1,4 @@
-// Checkpoints: what is written comes back, equal states give equal files, and another model is refused.
+// Checkpoints: a loaded state equals the saved one, equal states give equal files, another model is refused.
 #include "checkpoint_fixture.h"
 
 #include "base/json.h"
@@ -41,7 +41,7 @@ static void test_round_trip(void *argument) {
     }
 }
 
-// Buffers larger than the pieces they travel in.
+// Buffers larger than the chunks in which they are written and read.
 static void test_large_round_trip(void *unused) {
     (void)unused;
     const ModelConfig config = {4201, 256, 1, 4, 2, 300, 10000, 1e-5};
@@ -53,7 +53,7 @@ static void test_equal_bytes(void *unused) {
     char *first = new_directory(), *second = new_directory();
     Fixture *model = fixture_create(STORAGE_BFLOAT16, small_shape),
             *loaded = fixture_create(STORAGE_BFLOAT16, small_shape);
-    save_step(first, model, 123456789); // a step of more digits than usual
+    save_step(first, model, 123456789); // more than the eight digits of step_NNNNNNNN
     OpenCall call = {"latest", first, loaded};
     open_and_load(&call);
     save_step(second, loaded, 123456789);
@@ -157,7 +157,7 @@ static void test_other_models(void *unused) {
     free(out_dir);
 }
 
-// What runs wrote that knew no guard is as good: no step was without an update, and there is nothing to
+// A checkpoint written before the guard existed is good: no step was skipped, and the guard has nothing to
 // restore.
 static void test_before_the_guard(void *unused) {
     (void)unused;

@@ -1,11 +1,11 @@
-// Checkpoints that are damaged: each is refused and named, and with "latest" the good one before it is taken.
+// Damaged checkpoints: each is refused with its name, and with "latest" the good one before it is opened.
 #include "checkpoint_fixture.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-// With an explicit directory it is fatal; with latest the one before is taken, and the damaged one named.
+// The damaged checkpoint is fatal if named by --resume; "latest" warns of it and opens the one before.
 static void check_damage_found(const char *out_dir, const char *file_name) {
     char *newest = format_string("%s/step_00000002", out_dir);
     char *named = format_string("the checkpoint %s is damaged: ", newest);
@@ -26,7 +26,7 @@ static void test_damage(void *argument) {
     char *path = step_file(out_dir, 2, file_name);
     size_t size;
     char *bytes = read_all(path, &size);
-    for (int i = 0; i < 8; i++) { // one bit
+    for (int i = 0; i < 8; i++) { // flip one bit
         const size_t place = i == 0 ? 0 : i == 1 ? size - 1 : random_below(size);
         const char bit = (char)(1 << random_below(8));
         bytes[place] ^= bit;
@@ -34,11 +34,11 @@ static void test_damage(void *argument) {
         check_damage_found(out_dir, file_name);
         bytes[place] ^= bit;
     }
-    for (int i = 0; i < 4; i++) { // cut off
+    for (int i = 0; i < 4; i++) { // truncate
         write_all(path, bytes, i == 0 ? 0 : i == 1 ? size - 1 : random_below(size));
         check_damage_found(out_dir, file_name);
     }
-    write_all(path, bytes, size + 1); // the NUL after the text
+    write_all(path, bytes, size + 1); // append a NUL
     check_damage_found(out_dir, file_name);
     check(unlink(path) == 0, "cannot remove %s", path);
     check_damage_found(out_dir, file_name);
@@ -61,8 +61,9 @@ static size_t header_bytes(const char *file_name, const char *bytes, size_t size
     return strstr(file_name, ".safetensors") ? (size_t)length + sizeof(length) : size;
 }
 
-// Every byte that says what the others are, in every way for the manifest, for which no hash vouches; some of
-// the others; and every file cut off at many places. The good one before is taken each time.
+// Damages each byte of the JSON files and of the headers (in the manifest, which no hash covers, to every
+// value), some bytes of the data, and truncates every file at many places. Each time the good checkpoint
+// before is opened.
 static void test_every_byte(void *unused) {
     (void)unused;
     char *out_dir = new_directory();
@@ -113,7 +114,7 @@ static void test_nothing_to_resume(void *unused) {
     free(out_dir);
 }
 
-// Another version's files, and a manifest that does not cover what it should.
+// Files of another format_version, and a manifest that does not list all files.
 static void test_other_formats(void *unused) {
     (void)unused;
     static const struct {

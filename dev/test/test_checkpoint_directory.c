@@ -11,7 +11,7 @@ static void test_latest(void *unused) {
     Fixture *model = fixture_create(STORAGE_FLOAT32, small_shape);
     for (int64_t step = 10; step <= 30; step += 10) save_step(out_dir, model, step);
     check_latest(out_dir, 30, NULL);
-    write_all(latest, "step_00000020\n", 14); // the user's choice
+    write_all(latest, "step_00000020\n", 14); // a user may edit it
     check_latest(out_dir, 20, NULL);
     check(unlink(latest) == 0, "cannot remove %s", latest);
     check_latest(out_dir, 30, NULL);
@@ -21,7 +21,7 @@ static void test_latest(void *unused) {
     check_latest(out_dir, 30, "latest does not name a checkpoint");
     write_all(latest, "step_00000025", 13);
     check_latest(out_dir, 20, "latest names step_00000025, which does not exist");
-    // The one before the damaged one comes before a newer one, which comes before none.
+    // If the checkpoint that `latest` names is damaged, an older one is preferred, then a newer one.
     write_all(latest, "step_00000020\n", 14);
     char *path = step_file(out_dir, 20, "config.json");
     check(truncate(path, 3) == 0, "cannot truncate %s", path);
@@ -43,7 +43,8 @@ static void test_retention(void *unused) {
     SaveCall call = {out_dir, model, 0, {2, 30}, false};
     for (call.step = 10; call.step <= 80; call.step += 10) save(&call);
     check_listing(out_dir, "latest step_00000030 step_00000060 step_00000070 step_00000080");
-    // A run that went on from an earlier checkpoint keeps what it writes, and what it has not reached again.
+    // A run resumed from an older checkpoint keeps its own checkpoints, and the newer ones of the earlier
+    // run.
     call.step = 65;
     call.retention.keep = 1;
     save(&call);
@@ -90,7 +91,7 @@ static void test_replacement(void *unused) {
     save_step(out_dir, model, 1);
     check_listing(out_dir, "latest step_00000001");
     check_loads(out_dir, model);
-    // Killed between the two renames of a replacement.
+    // The state after a crash between the two renames of a replacement.
     move_step(out_dir, "step_00000001", "step_00000001.old");
     make_debris(out_dir, "step_00000001.tmp");
     check_latest(out_dir, 1, "latest names step_00000001, which does not exist");

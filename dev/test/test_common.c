@@ -45,7 +45,7 @@ static void test_bfloat16_rounding(void *unused) {
     }
 }
 
-// No neighbour is nearer.
+// No other bfloat16 is nearer to the value.
 static void test_bfloat16_nearest(void *unused) {
     (void)unused;
     for (int i = 0; i < 20000; i++) {
@@ -82,7 +82,7 @@ static void test_storage(void *unused) {
         storage_from_double(stored, type, in, COUNT_OF(in));
         storage_to_double(out, stored, type, COUNT_OF(in));
         check_close(storage_name(type), out, in, COUNT_OF(in), types[i].tolerance);
-        storage_from_double(stored, type, out, COUNT_OF(in)); // what is representable comes back exactly
+        storage_from_double(stored, type, out, COUNT_OF(in)); // representable values are converted exactly
         storage_to_double(in, stored, type, COUNT_OF(in));
         check(!memcmp(in, out, sizeof(in)), "%s does not come back", storage_name(type));
         free(stored);
@@ -123,7 +123,7 @@ static void check_bijection(int64_t count, uint64_t key) {
         if (inside) seen[place] = true;
         moved += place != i;
     }
-    // A random permutation leaves one in place on average; more than 10 once in ten million.
+    // A random permutation leaves one element in place on average, and more than 10 once in ten million.
     check(count - moved <= 10, "%ld of %ld stay in place", (long)(count - moved), (long)count);
     free(seen);
 }
@@ -231,7 +231,7 @@ static int64_t expected_size(const ModelConfig *c) {
     return 2 * c->vocab_size * c->dim + c->layers * layer + c->dim;
 }
 
-// The ranks' parts of a bucket follow one another and cover it, in both ways to count.
+// The ranks' parts of a bucket follow one another and cover it, in padded and in flat numbering of elements.
 static void check_bucket(const ParameterTable *table, int index) {
     const ParameterBucket *b = &table->buckets[index];
     int64_t end = b->offset, flat_end = b->flat_offset;
@@ -370,8 +370,8 @@ static float *initialized(const Parameter *parameter, uint64_t seed) {
     return values;
 }
 
-// The standard deviation it should have, by the design's rule rather than the table's own column. A normal
-// distribution cut at three of its standard deviations has 0.98658 of it.
+// The standard deviation that the parameter should have, by the rule and not by the table under test.
+// Truncating a normal distribution at three standard deviations leaves 0.98658 of its standard deviation.
 static double expected_std(const Parameter *p, const ModelConfig *config) {
     switch (p->kind) {
         case PARAM_EMBEDDING: return 1;

@@ -1,4 +1,4 @@
-// Token shards: validation, samples, and the order they are trained in.
+// Token shards: validation, samples, and the order of training.
 #include "test.h"
 
 #include "run/dataset.h"
@@ -11,11 +11,11 @@
 #define HEADER_BYTES 1024
 #define NO_PATCH     -1
 
-// What is wrong with a shard: a word of its header, a token, or its length.
+// A fault to put into a shard: a wrong word of its header, a wrong token, or a wrong length.
 typedef struct {
-    int word; // of the header, to be replaced; NO_PATCH: none
+    int word; // the index of the header's word to replace by `value`; NO_PATCH: none
     int32_t value;
-    int64_t token; // to be replaced; NO_PATCH: none
+    int64_t token; // the index of the token to replace by `id`; NO_PATCH: none
     uint32_t id;
     int64_t extra_bytes; // appended, or cut off if negative
 } Fault;
@@ -48,7 +48,7 @@ static uint32_t *random_tokens(int64_t count, uint64_t vocab_size) {
 
 // --- what is read ---------------------------------------------------------------------------------------
 
-// Three shards of uneven length, both token widths: every sample against the tokens that were written.
+// Three shards of different lengths and both token widths: every sample has the tokens that were written.
 static void test_samples(void *argument) {
     const int64_t seq_len = *(const int64_t *)argument;
     const uint64_t vocab_sizes[] = {65536, 200000, 100};
@@ -98,7 +98,7 @@ static void test_order(void *unused) {
         for (int64_t epoch = 0; epoch < 3; epoch++) {
             bool *seen = host_allocate((size_t)samples, sizeof(bool), "a test");
             int64_t like_last_epoch = 0, like_other_seed = 0;
-            for (int64_t i = samples - 1; i >= 0; i--) { // any part of the order can be asked for first
+            for (int64_t i = samples - 1; i >= 0; i--) { // backwards: no position needs another
                 const int64_t position = epoch * samples + i;
                 const int64_t sample = dataset_order(&dataset, seed, position);
                 const bool inside = sample >= 0 && sample < samples;
@@ -179,7 +179,7 @@ static void test_not_a_shard(void *unused) {
     free(pattern);
 }
 
-// The bad token is in the second of two files, past the first block that is read at once.
+// The bad token is in the second of two files, beyond the first block that the check reads.
 static void test_late_bad_token(void *unused) {
     (void)unused;
     const char *directory = test_directory();

@@ -1,4 +1,4 @@
-// Which updates are left out, and that a guard restored from a checkpoint judges as the one that was saved.
+// The guard: which updates it skips, and that one restored from a checkpoint judges as the saved one.
 #include "test.h"
 
 #include "run/guard.h"
@@ -18,7 +18,7 @@ static void test_nonfinite(void *unused) {
         {1, 1, GUARD_UPDATE},
         {NAN, 1, GUARD_NONFINITE},
         {1, INFINITY, GUARD_NONFINITE},
-        {1e30, 1e30, GUARD_UPDATE}, // not looked for
+        {1e30, 1e30, GUARD_UPDATE}, // skip_outliers is 0: no value is an outlier
         {-INFINITY, 1, GUARD_NONFINITE},
         {1, NAN, GUARD_NONFINITE},
         {NAN, NAN, GUARD_STOP},
@@ -30,7 +30,7 @@ static void test_nonfinite(void *unused) {
     guard_destroy(&guard);
 }
 
-// Losses around 2, norms around 1, with a deviation of 0.1.
+// Judges a step with a loss around 2 and a norm around 1, with standard deviation 0.1.
 static GuardVerdict judge_usual(Guard *guard) {
     double draws[2];
     do random_fill(draws, 2);
@@ -63,7 +63,8 @@ static void test_early_outlier(void *unused) {
     guard_destroy(&guard);
 }
 
-// Through the text of a checkpoint, at every length of the window's filling, with values of all sizes.
+// Saves and restores through JSON text, with any number of steps in the window, with values of all
+// magnitudes.
 static void test_restored(void *unused) {
     (void)unused;
     const GuardSettings settings = {1000, 1, 7};

@@ -14,7 +14,7 @@ static void passes(void *unused) {
     (void)unused;
 }
 
-// Tests in a child, whose lines come back through the file.
+// Runs some tests in a forked child and writes its output to the file.
 static void run_trials(FILE *said, bool with_words) {
     char *words[] = {"passes", "is in no name"};
     test_only(with_words ? 2 : 0, words);

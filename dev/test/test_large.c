@@ -1,6 +1,5 @@
-// Arrays of more than 2^31 elements, on a GPU that has room for them. All but the last few rows are zeros,
-// whose results are zeros or do not matter; the last rows must come out as they do from an array of those
-// rows alone.
+// Arrays of more than 2^31 elements, on a GPU with enough memory. All rows are zero but the last few, whose
+// results must equal those of a small array that has only these rows.
 #include "test.h"
 
 #include "model/attention.h"
@@ -14,7 +13,7 @@ enum { TAIL = 5 }; // rows at the end that are not zeros
 
 static const int64_t many_rows = ((int64_t)1 << 20) + 3; // with 2064 columns more than 2^31 elements
 static const int64_t columns = 2064;
-static const int64_t vocab = 128256, logit_rows = 16771; // likewise
+static const int64_t vocab = 128256, logit_rows = 16771; // more than 2^31 logits
 
 static size_t element_size(Device *device) {
     return storage_size(device->ops->storage);
@@ -27,7 +26,7 @@ static void *allocate_zeroed(Device *device, size_t bytes) {
     return memory;
 }
 
-// Bytes of `rows` rows of `width` storage elements, zeroed.
+// Allocates and zeros S[rows, width].
 static void *allocate_rows(Device *device, int64_t rows, int64_t width) {
     return allocate_zeroed(device, (size_t)(rows * width) * element_size(device));
 }
@@ -36,7 +35,7 @@ static void *row_at(Device *device, void *array, int64_t row, int64_t width) {
     return (char *)array + (size_t)(row * width) * element_size(device);
 }
 
-// Random values for the last TAIL rows of a large array, and for all rows of a small one.
+// Sets the last TAIL rows of a large array and the rows of a small array to the same random values.
 static void fill_tail(Device *device, void *large, int64_t rows, void *small, int64_t width) {
     const size_t count = (size_t)(TAIL * width);
     double *values = host_allocate(count, sizeof(double), "values");
@@ -93,7 +92,7 @@ static void elementwise(void *argument) {
     release_all(device, arrays, COUNT_OF(arrays));
 }
 
-// Merged with itself, what is there stays as it is.
+// Merging a result with itself must leave it as it is.
 static void blocks_and_merges(void *argument) {
     Device *device = (Device *)argument;
     const Ops *ops = device->ops;
@@ -208,7 +207,7 @@ static void flat_buffers(void *argument) {
     release_all(device, arrays, COUNT_OF(arrays));
 }
 
-// By many sequences, since one that long would take dense attention minutes.
+// Many sequences, since dense attention over one long sequence would take minutes.
 static void attention(void *argument) {
     Device *device = (Device *)argument;
     const int64_t batch = 1101, seq_len = 640;
@@ -231,8 +230,8 @@ static void attention(void *argument) {
     release_all(device, arrays, COUNT_OF(arrays));
 }
 
-// A million tokens: the last coarsest entry is the mean of the last tokens, and its output, alone, ends
-// there.
+// A million tokens: the last entry of the coarsest level is the mean of the last tokens, and the only one
+// whose output reaches the last token.
 static void lighthouse(void *argument) {
     Device *device = (Device *)argument;
     const Ops *ops = device->ops;
@@ -246,7 +245,7 @@ static void lighthouse(void *argument) {
     void *scores = allocate_zeroed(device, (size_t)(16 * s.pyramid) * sizeof(float));
     int32_t *positions = (int32_t *)allocate_zeroed(device, (size_t)(8 * s.pyramid) * sizeof(int32_t));
     fill_tail(device, qkv, s.seq_len, small, qkv_width);
-    ops->selection.pool_scores(scores, &s, device->stream); // all equal: the first of each chunk are refined
+    ops->selection.pool_scores(scores, &s, device->stream); // all equal: each chunk's first entries win
     ops->selection.select(positions, scores, &s, device->stream);
     ops->gather.forward(gathered, qkv, positions, &s, device->stream);
     double *mean =

@@ -1,4 +1,4 @@
-// metrics.jsonl when a run goes on: which lines stay.
+// Which lines of metrics.jsonl remain when a run is resumed.
 #include "test.h"
 
 #include "base/files.h"
@@ -15,7 +15,7 @@ static void write_text(const char *path, const char *text) {
 static void test_lines_that_stay(void *unused) {
     (void)unused;
     static const struct {
-        const char *before, *after; // going on after step 2
+        const char *before, *after; // the file before and after a resume at step 2
     } cases[] = {
         {"", ""},
         {"{\"step\": 1}\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n"},
@@ -43,7 +43,7 @@ static void open_logger(void *out_dir) {
     logger_open((const char *)out_dir, 2);
 }
 
-// What cannot be read is not taken for a file that has ended, and replaced by what came before.
+// A file with a read error must not be treated as if it ended there, and be rewritten without the rest.
 static void test_unreadable(void *unused) {
     (void)unused;
     char *out_dir = format_string("%s", test_directory()), *path = format_string("%s/metrics.jsonl", out_dir);

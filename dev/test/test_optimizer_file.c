@@ -1,4 +1,5 @@
-// Optimizer files: any division of the elements among files is read, and what does not fit together is refused.
+// Optimizer files: any division of the elements among files can be read; files that do not fit together are
+// refused.
 #include "checkpoint_fixture.h"
 
 #include "checkpoint/safetensors.h"
@@ -7,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-// One file of the optimizer's state, with metadata as given; the elements are those of `count` ranges.
+// Writes one optimizer file with the elements of these ranges, and with this metadata.
 static void write_optimizer_ranges(const char *directory, int rank, int world, const Fixture *model,
                                    const ElementRange *ranges, int range_count, const char *const *metadata) {
     const TrainingState *state = &model->state;
@@ -40,7 +41,7 @@ static void write_optimizer_ranges(const char *directory, int rank, int world, c
     free(header);
 }
 
-// One file of elements [first, first + count).
+// Writes one optimizer file with the elements [first, first + count).
 static void write_optimizer_part(const char *directory, int rank, int world, const Fixture *model,
                                  int64_t first, int64_t count) {
     const ElementRange range = {first, count};
@@ -98,7 +99,7 @@ static void test_split_optimizer(void *unused) {
     free(out_dir);
 }
 
-// Metadata of the second of three files, which really holds 30 elements from 120 on and 20 from 100 on.
+// Wrong metadata of the second of three files, which has 30 elements from 120 on and 20 from 100 on.
 static const struct {
     const char *first, *count, *message;
 } bad_ranges[] = {{"120,100", "30", "has more of \"first\" or of \"count\""},
@@ -124,7 +125,7 @@ static const char *const bad_totals[][2] = {{"", "has no whole number \"total\""
                                             {"12,", "has no whole number \"total\""},
                                             {"7", "is of 7 elements, this model has"}};
 
-// Files whose elements are several ranges each, and metadata that does not say so rightly.
+// Files with several ranges of elements each are loaded; wrong metadata is refused.
 static void test_scattered_optimizer(void *unused) {
     (void)unused;
     char *out_dir = new_directory();

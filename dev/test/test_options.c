@@ -1,4 +1,4 @@
-// Options, schedules, FLOP counts and the memory plan: all that is settled before a run begins.
+// Options, schedules, FLOP counts and the memory plan.
 #include "test.h"
 
 #include "model/activations.h"
@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// A command line as one string of words, over recorded options.
+// A command line, as one string of words, and the options of a checkpoint that it overrides.
 typedef struct {
     const char *words;
     const cJSON *recorded;
@@ -109,7 +109,7 @@ static void resume_restores_and_overrides(void *unused) {
         "--lr-schedule wsd --deterministic on --steps 20 --out there --device cpu",
         NULL};
     Options before = parse(first);
-    before.dtype = DTYPE_FLOAT32; // as a run settles it
+    before.dtype = DTYPE_FLOAT32; // as the run chooses it for its device
     cJSON *record = options_record(&before);
     check(!cJSON_GetObjectItem(record, "out") && !cJSON_GetObjectItem(record, "device"),
           "what belongs to one start was recorded");

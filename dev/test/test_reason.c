@@ -1,4 +1,4 @@
-// Reasons: one line for the user, whatever stands in the texts it quotes and however long they are.
+// Reasons: always one printable line, whatever text they quote and however long it is.
 #include "test.h"
 
 #include "base/reason.h"

@@ -1,4 +1,4 @@
-// The safetensors format: what is written comes back, and files that are not as they should be are refused.
+// The safetensors format: files that are written can be read, malformed ones are refused.
 #include "test.h"
 
 #include "checkpoint/safetensors.h"
@@ -28,7 +28,7 @@ static void write_safetensors(const char *path, const char *header, uint64_t len
 
 static const struct {
     const char *header;
-    int64_t length; // that the file claims; 0: the true one
+    int64_t length; // the header's length that the file claims; 0: the true one
     size_t data_bytes;
     const char *reason;
 } malformed[] = {
@@ -101,7 +101,7 @@ static void test_hostile_safetensors(void *unused) {
     free(path);
 }
 
-// Depth that would overflow the stack, files of a few bytes, and what is no file at all.
+// JSON nested so deeply that it could overflow the stack, files of a few bytes, and paths that are no file.
 static void test_strange_safetensors(void *unused) {
     (void)unused;
     const char *directory = test_directory();
@@ -127,7 +127,7 @@ static void test_strange_safetensors(void *unused) {
     free(path);
 }
 
-// Whatever bytes of a good file change, it is read as tensors inside the file, or refused.
+// A good file with random bytes changed is refused, or all its tensors lie inside the file.
 static void test_random_safetensors(void *unused) {
     (void)unused;
     char *path = format_string("%s/t.safetensors", test_directory());

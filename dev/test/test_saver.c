@@ -1,5 +1,5 @@
-// The saver: whatever stops a save, a good checkpoint is left; and what is saved beside training is the state at
-// its beginning.
+// The saver: however a save is stopped, a good checkpoint remains; and a save beside training writes the
+// state as it was when the save began.
 #include "checkpoint_fixture.h"
 
 #include "checkpoint/snapshot.h"
@@ -37,7 +37,7 @@ static void test_failing_saves(void *unused) {
     SaveCall full = {out_dir, model, 2, {1, 0}, false};
     check_dies(save_to_full_disk, &full, "step_00000002.tmp/model.safetensors: File too large");
     check_listing(out_dir, "latest step_00000001");
-    full.step = 1; // replacing one must not cost it
+    full.step = 1; // a failed replacement must not destroy the old checkpoint
     check_dies(save_to_full_disk, &full, "step_00000001.tmp/model.safetensors: File too large");
     check_listing(out_dir, "latest step_00000001");
     check_loads(out_dir, model);
@@ -53,7 +53,7 @@ static void test_failing_saves(void *unused) {
     free(out_dir);
 }
 
-// Killed at some moment again and again, while it saves new steps and replaces old ones.
+// A process is killed at random moments, again and again, while it saves new steps and replaces old ones.
 static void test_killed_saves(void *unused) {
     (void)unused;
     char *out_dir = new_directory(), *nested = format_string("%s/a/b", out_dir);
@@ -93,7 +93,7 @@ static void begin(Saver *saver, const char *out_dir, const Fixture *model, int64
     delete_request(&request);
 }
 
-// What is saved is the state at the beginning, whatever training does to it then; each save is reported once.
+// The state at the beginning is saved, whatever training changes afterwards; each save is reported once.
 static void test_beside_training(void *unused) {
     (void)unused;
     char *out_dir = new_directory(), *between = new_directory();
@@ -126,7 +126,7 @@ static void test_beside_training(void *unused) {
     free(out_dir);
 }
 
-// Beside training or not, a failure is a value, and the next save goes well.
+// A failed save, beside training or not, is returned as SAVE_FAILED, and the next save succeeds.
 static void test_failure_is_no_end(void *argument) {
     const bool asynchronous = argument != NULL;
     char *out_dir = new_directory();
@@ -166,7 +166,7 @@ static void begin_and_die(void *argument) {
     fatal("the end");
 }
 
-// A process that ends with an error finishes the checkpoint that it has begun.
+// A process that ends with an error finishes the save under way.
 static void test_end_beside_training(void *unused) {
     (void)unused;
     char *out_dir = new_directory();
@@ -194,7 +194,7 @@ static void begin_without_memory(void *argument) {
     fatal("saved");
 }
 
-// Without memory for the copy of the state, training waits until it is written.
+// Without memory for the copy, saver_begin returns only when the checkpoint is written.
 static void test_no_memory_beside_training(void *unused) {
     (void)unused;
     char *out_dir = new_directory();
@@ -210,7 +210,8 @@ static void test_no_memory_beside_training(void *unused) {
 
 // --- a rank's files -------------------------------------------------------------------------------------
 
-// As many as there are, each with its text and then its runs of memory: from the device, or from a copy.
+// Any number of files, each with its text and then its runs of memory, written from the device or from a
+// copy.
 static void test_rank_files(void *argument) {
     const bool copied = argument != NULL;
     enum { FILES = 70, MOST_RUNS = 5 };

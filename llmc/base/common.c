@@ -4,13 +4,13 @@
 #include <stdlib.h>
 #include <time.h>
 
-static int error_rank = -1; // none to name
+static int error_rank = -1; // the rank that messages name; -1: none
 
 void errors_name_rank(int rank) {
     error_rank = rank;
 }
 
-// In one write, so that the lines of several processes stay whole.
+// Writes the line with one call, so that lines of several processes do not mix.
 static void print_line(const char *prefix, const char *format, va_list arguments) {
     char rank[32] = "", message[4096];
     if (error_rank >= 0) snprintf(rank, sizeof(rank), "rank %d: ", error_rank);

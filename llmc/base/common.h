@@ -14,29 +14,31 @@ extern "C" {
 
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
-// Prints "error: " and the message as one line on stderr, and exits with code 1. For what the user or the
-// machine got wrong: say what, the value, and what would be right. `assert` is for our own mistakes.
+// Prints "error: " and the message as one line on stderr, and exits with code 1. For mistakes of the user and
+// faults of the machine: the message says what was wrong, the value, and what would be right. `assert` is for
+// mistakes in this program.
 NORETURN void fatal(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-// The line of fatal, without its end: for a thread that has to end the process in another way.
+// Prints the same line as fatal but returns: for a thread that has to end the process in another way.
 void report_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-// From here on errors and warnings begin with the rank: "error: rank 3: …".
+// From this call on errors and warnings name the rank: "error: rank 3: …".
 void errors_name_rank(int rank);
 
 // Prints "warning: " and the message as one line on stderr.
 void warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-// Zeroed host memory for `count` elements of `size` bytes; `what` names it if there is none.
+// Zeroed host memory for `count` elements of `size` bytes. If there is not enough the process ends (fatal);
+// `what` says in the message what the memory was for.
 void *host_allocate(size_t count, size_t size, const char *what);
 
-// The formatted string in memory of its own; the caller frees it.
+// Formats as printf does, into newly allocated memory; the caller frees it.
 char *format_string(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // `bytes` as "12.34 GiB" (or MiB, KiB, B) in `text`, which is also returned.
 char *format_bytes(char text[32], double bytes);
 
-// Seconds on a clock that nobody sets.
+// Seconds since an arbitrary moment, by the monotonic clock.
 double seconds_now(void);
 
 static inline int64_t min_i64(int64_t a, int64_t b) {

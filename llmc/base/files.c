@@ -23,7 +23,7 @@ int64_t file_read(int descriptor, void *out, size_t bytes, int64_t offset) {
     return (int64_t)done;
 }
 
-// Closes without losing the errno of what went wrong before.
+// Closes the file, and keeps errno as an earlier failure set it.
 static void close_quietly(int descriptor) {
     int cause = errno;
     close(descriptor);
@@ -54,7 +54,7 @@ char *file_read_text(const char *path, size_t limit, size_t *size) {
     return text;
 }
 
-// NULL if there is no memory for it.
+// Returns NULL, with errno ENOMEM, if memory is short.
 static XXH3_state_t *hash_start(void) {
     XXH3_state_t *state = XXH3_createState();
     if (state)
@@ -108,7 +108,8 @@ bool file_append(FileWriter *file, const void *data, size_t bytes) {
         if (put <= 0) return false;
         done += (size_t)put;
     }
-    // Lets the disk begin, so that the wait at the end is short; a file system that cannot loses nothing.
+    // Starts writing to the disk now, so that file_finish waits less. Where it is not supported nothing is
+    // lost.
     sync_file_range(file->descriptor, file->bytes, (off_t)bytes, SYNC_FILE_RANGE_WRITE);
     file->bytes += (int64_t)bytes;
     return true;

@@ -5,17 +5,17 @@
 
 #include <xxhash.h>
 
-// Functions that return bool leave the reason for a false one in errno, those that return a pointer for NULL.
-// Nothing here ends the process, and any thread may call it.
+// A function that fails returns false (or NULL, or -1) and leaves the reason in errno. No function here ends
+// the process, and any thread may call them.
 
 // --- reading --------------------------------------------------------------------------------------------
 
-// Reads `bytes` from the byte `offset` on. Returns how many there were (fewer only at the end of the file),
-// or -1.
+// Reads `bytes` bytes, beginning at byte `offset` of the file. Returns the number of bytes read (fewer than
+// `bytes` only at the end of the file), or -1.
 int64_t file_read(int descriptor, void *out, size_t bytes, int64_t offset);
 
-// The whole of a small file, NUL-ended, for the caller to free; NULL if it cannot be read or has more than
-// `limit` bytes (EFBIG). *size, if not NULL, is its length.
+// The content of a small file, NUL-terminated; the caller frees it. NULL if the file cannot be read or has
+// more than `limit` bytes (EFBIG). *size is set to its length, unless `size` is NULL.
 char *file_read_text(const char *path, size_t limit, size_t *size);
 
 #define FILE_HASH_SIZE 33
@@ -28,32 +28,33 @@ bool file_hash(const char *path, char hash[FILE_HASH_SIZE]);
 typedef struct {
     int descriptor;
     int64_t bytes;       // written so far
-    XXH3_state_t *state; // their hash
+    XXH3_state_t *state; // hash of the bytes written so far
 } FileWriter;
 
-// A new file; one of that name must not exist.
+// Creates the file; fails if there is one of that name.
 bool file_create(FileWriter *file, const char *path);
 
-// After a failure, file_abandon is what remains to be called.
+// Appends bytes to the file and to its hash. When it fails the caller calls file_abandon, not file_finish.
 bool file_append(FileWriter *file, const void *data, size_t bytes);
 
-// Waits until the file is on the disk, and closes it. `hash` may be NULL.
+// Waits until the file is on the disk and closes it, also when it fails. `hash` receives the hash of the
+// whole file; it may be NULL.
 bool file_finish(FileWriter *file, char hash[FILE_HASH_SIZE]);
 
-// Closes it as it is. errno stays.
+// Closes an unfinished file and leaves it as it is. errno is kept.
 void file_abandon(FileWriter *file);
 
-// Puts a file with this text in the place of `path`: a reader, even after a crash, finds the old one or the
-// new one. Goes through `path`.tmp.
+// Writes the text to `path`.tmp and renames that to `path`: a reader, even after a crash, finds the old file
+// or the new one, each whole.
 bool file_replace_text(const char *path, const char *text);
 
 // --- directories ----------------------------------------------------------------------------------------
 
-// Makes a directory and those above it, where they are missing.
+// Makes a directory and its missing parents. One that exists is no failure.
 bool directory_make(const char *path);
 
-// Waits until the directory's entries (files made, renamed, removed) are on the disk.
+// Waits until the directory itself (which files were made, renamed, removed) is on the disk.
 bool directory_sync(const char *path);
 
-// Removes a directory and all it holds. One that does not exist is no failure.
+// Removes a directory with all its contents. One that does not exist is no failure.
 bool directory_remove(const char *path);

@@ -4,10 +4,10 @@
 
 #include <cjson/cJSON.h>
 
-// The value of `item` if it is a whole number from 0 to 2^53 (what JSON's numbers hold exactly). False if it
-// is anything else, or NULL.
+// Sets *value to the number `item` and returns true if it is a whole number from 0 to 2^53 (up to there JSON
+// numbers are exact). Returns false for anything else, NULL included.
 bool json_integer(const cJSON *item, int64_t *value);
 
-// `json` as text; `formatted` with line breaks and indentation, and a line feed at the end. The caller frees
-// it.
+// `json` as text, which the caller frees. With `formatted` it has line breaks, indentation, and a line feed
+// at its end.
 char *json_text(const cJSON *json, bool formatted);

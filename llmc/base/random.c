@@ -27,8 +27,9 @@ uint64_t random_key(uint64_t seed, const char *name) {
     return key;
 }
 
-// A Feistel network over the smallest even number of bits that holds `count`, walked until it lands inside:
-// a permutation of a power of two, restricted to a cycle's members below count, is a permutation of those.
+// Cycle walking: a Feistel network permutes the numbers of 2·half_bits bits, the fewest that hold count - 1.
+// It is applied again until the value is below count. On each of its cycles this maps every member below
+// count to the next such member, so it permutes 0 … count - 1.
 int64_t random_permute(int64_t index, int64_t count, uint64_t key) {
     int half_bits = 1;
     while (half_bits < 31 && (int64_t)1 << (2 * half_bits) < count) half_bits++;

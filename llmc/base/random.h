@@ -1,5 +1,5 @@
-// Counter-based random numbers: each is a function of a key and a counter, so nothing has to be stored,
-// and any part of a sequence can be made anywhere.
+// Counter-based random numbers: each is a function of a key and a counter, so there is no state to store, and
+// any process can compute any part of a sequence.
 #pragma once
 #include <stdint.h>
 
@@ -13,8 +13,8 @@ double random_uniform(uint64_t key, uint64_t counter);
 // Standard normal (Box and Muller).
 double random_normal(uint64_t key, uint64_t counter);
 
-// A key for a named sequence of its own under `seed`.
+// The key of the random sequence called `name` under this seed; different names give unrelated sequences.
 uint64_t random_key(uint64_t seed, const char *name);
 
-// Where item `index` of `count` goes in a pseudo-random order of 0 … count-1: a bijection for every key.
+// The element at `index` of a pseudo-random permutation of 0 … count-1; each key gives another permutation.
 int64_t random_permute(int64_t index, int64_t count, uint64_t key);

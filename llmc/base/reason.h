@@ -1,5 +1,5 @@
-// Soft failures: a function that may fail without ending the process returns bool, and for a false one says
-// why, in one line for the user, in the Reason it is given. (Where the caller ends the process: fatal.)
+// Soft failures: a function that may fail without ending the process returns false, and says why in the
+// Reason that it is given: one line for the user, which the caller may pass on to fatal.
 #pragma once
 #include "base/common.h"
 
@@ -13,11 +13,11 @@ typedef struct {
     char text[REASON_SIZE]; // without a line feed; empty: nothing went wrong
 } Reason;
 
-// Formats the reason and returns false: `return fail(reason, "…", …)`. What would break the line or drive a
-// terminal (texts that quote names out of files may hold anything) is replaced by question marks.
+// Formats the reason and returns false: `return fail(reason, "…", …)`. Control characters become question
+// marks: a reason may quote names out of damaged files, and is one line on a terminal.
 bool fail(Reason *reason, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-// fail with "cannot ACTION PATH: " and what errno says. errno stays.
+// Fails with "cannot ACTION PATH: " and the text of errno, which is kept.
 bool fail_errno(Reason *reason, const char *action, const char *path);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-// The three types a device may store weights and activations in, and their conversion on the host.
+// The three types in which a device may store weights and activations, and their conversion on the host.
 #pragma once
 #include "base/common.h"
 
@@ -15,7 +15,7 @@ const char *storage_dtype(StorageType type); // "float64", "float32", "bfloat16"
 // storage, else float32.
 StorageType accumulator_type(StorageType storage);
 
-// The address of element `index` of an array of that type.
+// The address of element `index` of an array of `type`.
 static inline void *storage_element(const void *array, StorageType type, int64_t index) {
     return (char *)array + index * (int64_t)storage_size(type);
 }
@@ -23,7 +23,7 @@ static inline void *storage_element(const void *array, StorageType type, int64_t
 uint16_t bfloat16_from_float(float value); // to nearest, ties to even; NaN stays NaN
 float bfloat16_to_float(uint16_t bits);
 
-// Converts `count` elements, each rounded to nearest; to bfloat16 by way of float32.
+// Convert `count` elements, each rounded to nearest; bfloat16 values are rounded to float32 first.
 void storage_from_double(void *out, StorageType type, const double *in, size_t count);
 void storage_to_double(double *out, const void *in, StorageType type, size_t count);
 

@@ -1,4 +1,4 @@
-// What this program calls itself, in what it prints and in what it writes.
+// This program's name and version, as trainer.json records them.
 #pragma once
 
 #define PROGRAM_NAME    "train_lighthouse"

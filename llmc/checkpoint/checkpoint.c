@@ -26,7 +26,7 @@ static bool verify_manifest(const char *directory, Checkpoint *checkpoint, Reaso
     return good;
 }
 
-// Fills in `checkpoint` if the directory holds a good one.
+// Verifies the directory's files; if they are good, fills in `checkpoint`.
 static bool verify_files(const char *directory, Checkpoint *checkpoint, Reason *reason) {
     if (!verify_manifest(directory, checkpoint, reason) ||
         !trainer_file_read(directory, &checkpoint->progress, &checkpoint->options, &checkpoint->guard,
@@ -60,7 +60,7 @@ static Checkpoint open_latest(const char *out_dir) {
     if (!step_list(out_dir, &steps) && errno != ENOENT)
         fatal("--resume latest: cannot read --out %s: %s", out_dir, strerror(errno));
     const int64_t latest = step_read_latest(out_dir);
-    // First the one that `latest` names and those before it; then, better than nothing, those after.
+    // First the checkpoint that the file `latest` names and older ones; if none of them is good, newer ones.
     const bool found = open_one_of(out_dir, &steps, -1, latest, &checkpoint) ||
                        open_one_of(out_dir, &steps, latest, INT64_MAX, &checkpoint);
     if (!found)
@@ -88,7 +88,7 @@ static char *broadcast_text(const Communicator *communicator, char *text) {
     return text;
 }
 
-// What rank 0 found, to all.
+// Copies the checkpoint that rank 0 opened to all other ranks.
 static void broadcast_checkpoint(const Communicator *communicator, Checkpoint *checkpoint) {
     const bool first = communicator->rank == 0;
     char *options = broadcast_text(communicator, first ? json_text(checkpoint->options, false) : NULL);
@@ -125,14 +125,14 @@ void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state) {
     SafetensorsFile model;
     OptimizerFiles optimizer;
     Reason reason;
-    // What does not fit this model is said by rank 0, while the others wait.
+    // Rank 0 checks the files first, while the others wait: if they do not fit this model it alone says so.
     if (state->communicator->rank > 0) communicator_barrier(state->communicator, "loading a checkpoint");
     if (!model_file_open(&model, checkpoint->path, table, storage, &reason) ||
         !optimizer_files_open(&optimizer, checkpoint->path, checkpoint->optimizer_files, &state->optimizer,
                               accumulator_type(storage), table->flat_elements, &reason))
         fatal("--resume: %s", reason.text);
     if (state->communicator->rank == 0) communicator_barrier(state->communicator, "loading a checkpoint");
-    // What no file holds, the padding that divides buckets evenly, is zero.
+    // The padding that makes buckets divisible by the ranks is in no file: it must be zero.
     training_state_zero(state);
     if (!model_file_load(&model, state, &reason) || !optimizer_files_load(&optimizer, state, &reason))
         fatal("--resume: %s", reason.text);

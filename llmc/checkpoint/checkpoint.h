@@ -1,12 +1,12 @@
-// Checkpoints: a directory that is a Hugging Face Llama model, and holds what training needs to go on.
+// Checkpoints. Each is a directory, which is a Hugging Face Llama model and also holds the state of training:
 //
 //   config.json                            the model's shape (huggingface.h)
 //   model.safetensors                      its weights (model_file.h)
 //   optimizer-RRRRR-of-WWWWW.safetensors   the optimizer's state, a file for each rank (optimizer_file.h)
-//   trainer.json                           how far training has come, and every option (trainer_file.h)
+//   trainer.json                           progress of training, and every option (trainer_file.h)
 //   manifest.json                          size and hash of each file; written last (manifest.h)
 //
-// Here they are opened, verified and read, by any number of ranks; saver.h writes them.
+// These functions open, verify and read checkpoints, with any number of ranks; saver.h writes them.
 #pragma once
 #include "checkpoint/trainer_file.h"
 #include "checkpoint/training_state.h"
@@ -16,26 +16,27 @@ typedef struct {
     char *path;
     int optimizer_files;
     Progress progress;
-    struct cJSON *options; // as recorded
-    struct cJSON *guard;   // likewise
+    struct cJSON *options; // the run's options, as trainer.json records them
+    struct cJSON *guard;   // the guard's record, as trainer.json has it
 } Checkpoint;
 
-// Whether a checkpoint is good through and through: its files are as they were written, the model has the
-// tensors that config.json implies, the optimizer files have every element of the buffers of these names
-// (their memory is not looked at), trainer.json says where training is. One line about it, for the caller to
-// free; ends the process with one line about what is wrong. Needs no device.
+// Verifies a whole checkpoint: its files have the sizes and hashes with which they were written, the model
+// has the tensors that config.json implies, the optimizer files have every element of the buffers named in
+// `optimizer` (their memory is not used), and trainer.json is readable. Returns one line about the
+// checkpoint, which the caller frees; if anything is wrong, ends the process with one line. Needs no device.
 char *checkpoint_verify(const char *directory, const StateBuffers *optimizer);
 
-// All ranks call what follows together; an error ends the process with one line, mostly rank 0's.
+// All ranks call checkpoint_open and checkpoint_load together. An error ends the process with one line, in
+// most cases printed by rank 0 alone.
 
-// Opens the checkpoint directory `resume`, or with "latest" the newest under out_dir, and verifies every file
-// against the manifest. A damaged one is named; with "latest" the newest good one before it is then taken,
-// else (or if there is none) this fails.
+// Opens the checkpoint directory `resume`, or with "latest" the newest checkpoint under out_dir, and verifies
+// every file against the manifest. With "latest" a damaged checkpoint is skipped with a warning and the next
+// older one is tried; newer ones than the file `latest` names come last. Fails if no good checkpoint is
+// found.
 Checkpoint checkpoint_open(const Communicator *communicator, const char *resume, const char *out_dir);
 
-// Reads weights and optimizer state into the state's buffers, whatever number of ranks wrote them; fails if
-// any name, shape or type differs from the state's own, or if elements are missing. A model of another
-// storage type is refused.
+// Reads weights and optimizer state into the state's buffers, whatever number of ranks wrote them. Fails if a
+// name, shape or type (the storage type too) differs from the state's, or if elements are missing.
 void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state);
 
 void checkpoint_close(Checkpoint *checkpoint);

@@ -14,7 +14,8 @@ static const char *const suffixes[STEP_KINDS] = {"", ".old", ".tmp"};
 
 Path path_below(const char *directory, const char *name) {
     Path path;
-    // One that is too long is no other path, and opens as none.
+    // A path that is too long becomes empty: a cut one could name another file, an empty one cannot be
+    // opened.
     if (snprintf(path.text, sizeof(path.text), "%s/%s", directory, name) >= (int)sizeof(path.text))
         path.text[0] = 0;
     return path;
@@ -109,7 +110,8 @@ int64_t step_read_latest(const char *out_dir) {
 
 // --- saving ---------------------------------------------------------------------------------------------
 
-// Deletes it under the name of a .tmp, so that a deletion that is cut short leaves no damaged checkpoint.
+// Deletes a directory after renaming it to .tmp: if the process dies meanwhile, what is left is not taken for
+// a checkpoint.
 static bool discard(const char *out_dir, StepDirectory directory) {
     const Path path = step_path(out_dir, directory.step, directory.kind);
     const Path doomed = step_path(out_dir, directory.step, STEP_TEMPORARY);
@@ -118,8 +120,9 @@ static bool discard(const char *out_dir, StepDirectory directory) {
     return rename(path.text, doomed.text) == 0 ? directory_remove(doomed.text) : errno == ENOENT;
 }
 
-// What a save, a replacement or a deletion left behind when the process died in it. Whatever cannot be put
-// right does no harm where it is.
+// Removes the .tmp and .old directories that a save, a replacement or a deletion left when the process died.
+// An .old without its successor becomes the checkpoint again. Failures are ignored: such directories do no
+// harm.
 static void clean_up_after_crash(const char *out_dir) {
     StepList steps;
     if (!step_list(out_dir, &steps)) return;
@@ -143,7 +146,8 @@ bool step_begin(const char *out_dir, int64_t step, Reason *reason) {
     return mkdir(path.text, 0777) == 0 || fail_errno(reason, "make", path.text);
 }
 
-// Wherever this is cut short, `whole` or `old` is good.
+// Renames `temporary` to `whole`, and an existing `whole` to `old` first. If the process dies meanwhile,
+// `whole` or `old` is a good checkpoint.
 static bool move_into_place(const char *temporary, const char *whole, const char *old, Reason *reason) {
     const bool replaces = path_exists(whole);
     if (replaces && rename(whole, old) != 0) return fail_errno(reason, "rename", whole);

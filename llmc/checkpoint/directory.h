@@ -1,17 +1,18 @@
-// The directories of checkpoints under --out: what they are called, which there are, and the steps by which
-// one takes its place. Wherever those are cut short, whatever was good before is still good.
+// The directories of checkpoints under --out: their names, lists of them, and how one is begun, committed and
+// deleted. If the process dies at any moment, every checkpoint that was good before is still good.
 //
-// Nothing here ends the process or allocates more than a list of directories and a line of text, so a thread
-// beside the training may call it.
+// No function here ends the process or allocates more than a list of directories and a line of text, so the
+// thread that saves beside training may call them.
 #pragma once
 #include "base/reason.h"
 
 #include <limits.h>
 
-#define LATEST_FILE "latest" // beside the checkpoints: the name of the newest
+#define LATEST_FILE "latest" // a file under --out that holds the name of the newest checkpoint
 
-// step_NNNNNNNN is a checkpoint. step_NNNNNNNN.tmp is one being written or deleted. step_NNNNNNNN.old is one
-// that gives way to another of its step: as good as any until that one has its name.
+// step_NNNNNNNN is a checkpoint. step_NNNNNNNN.tmp is being written or deleted. step_NNNNNNNN.old is a
+// checkpoint that is being replaced by one of the same step; it is good, and is deleted when the new one has
+// its name.
 typedef enum { STEP_WHOLE, STEP_OLD, STEP_TEMPORARY, STEP_KINDS } StepKind;
 
 typedef struct {
@@ -34,14 +35,15 @@ Path step_path(const char *out_dir, int64_t step, StepKind kind);
 // directory/name
 Path path_below(const char *directory, const char *name);
 
-// Whether `text` is such a name, and of what.
+// Whether `text` is the name of such a directory; if so, *directory is its step and kind.
 bool step_parse(const char *text, StepDirectory *directory);
 
-// False, with the reason in errno, if out_dir cannot be read.
+// Lists the step directories in out_dir, newest first; the caller frees steps->list. False, with the reason
+// in errno, if out_dir cannot be read.
 bool step_list(const char *out_dir, StepList *steps);
 
-// The step that the file `latest` names; INT64_MAX with a warning (or without, if there is no such file) if
-// it names none.
+// The step that the file `latest` names. INT64_MAX if there is no such file, or, with a warning, if it cannot
+// be read or names no checkpoint.
 int64_t step_read_latest(const char *out_dir);
 
 // --- saving ---------------------------------------------------------------------------------------------
@@ -51,8 +53,8 @@ int64_t step_read_latest(const char *out_dir);
 // the empty step_NNNNNNNN.tmp.
 bool step_begin(const char *out_dir, int64_t step, Reason *reason);
 
-// Gives the .tmp, whose files are whole and synced, its name, in the place of one that has it, and names it
-// in `latest`.
+// Renames the .tmp, whose files must be complete and synced, to step_NNNNNNNN, replacing a checkpoint of that
+// name, and writes this name to `latest`.
 bool step_commit(const char *out_dir, int64_t step, Reason *reason);
 
 // Removes the .tmp of a save that failed, as far as that is possible.
@@ -63,6 +65,6 @@ typedef struct {
     int64_t keep_every; // checkpoints of steps divisible by this are never deleted; 0: none
 } Retention;
 
-// Deletes what `retention` does not keep. Checkpoints newer than `step` belong to a run that went on from an
-// earlier one; they are not older, and stay.
+// Deletes the checkpoints up to `step` that `retention` does not keep. Newer ones stay: they are from an
+// earlier run, if this one resumed from an older checkpoint.
 bool step_prune(const char *out_dir, int64_t step, const Retention *retention, Reason *reason);

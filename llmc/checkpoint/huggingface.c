@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-// The whole numbers of a model's shape, and how large they may be.
+// The integers of a model's shape, and the largest value that each may have.
 static const struct {
     const char *key;
     size_t offset; // in ModelConfig
@@ -28,7 +28,7 @@ static void add_shape(cJSON *json, const ModelConfig *config) {
     cJSON_AddNumberToObject(json, "head_dim", (double)head_dim(config));
 }
 
-// The base stands there twice: rope_parameters took the place of rope_theta in transformers 5.
+// Writes the base twice: as rope_theta, and in rope_parameters, which replaced it in transformers 5.
 static void add_rope(cJSON *json, const ModelConfig *config) {
     cJSON_AddNumberToObject(json, rope_theta_key, config->rope_theta);
     cJSON *rope = cJSON_AddObjectToObject(json, "rope_parameters");

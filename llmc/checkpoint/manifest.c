@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define LARGE_BYTES ((int64_t)64 << 20) // worth several threads
+#define LARGE_BYTES ((int64_t)64 << 20) // from this total size on, files are hashed by several threads
 
 static const char files_key[] = "files", name_key[] = "name", bytes_key[] = "bytes", hash_key[] = "xxh3_128";
 

@@ -1,5 +1,5 @@
 // manifest.json: the size and the XXH3-128 hash of every other file of a checkpoint. It is written last, so a
-// directory that has one is complete; and with it damage to any file is found.
+// directory that has one is complete, and its hashes reveal damage to any file.
 #pragma once
 #include "base/files.h"
 #include "base/reason.h"
@@ -19,30 +19,30 @@ typedef struct {
     int count;
 } Manifest;
 
-// Room for that many entries; there are none yet.
+// An empty manifest with room for `most` entries.
 Manifest manifest_create(int most);
 void manifest_free(Manifest *manifest);
 
 // --- writing --------------------------------------------------------------------------------------------
 
-// What manifest.json says, for the caller to free.
+// The text of manifest.json; the caller frees it.
 char *manifest_text(const Manifest *manifest);
 
-// Writes that text, and waits until it is on the disk. Ends no process, allocates next to nothing: a thread
-// may call it.
+// Writes the text to the directory's manifest.json and waits until it is on the disk. Never ends the process
+// and allocates very little, so the thread that saves beside training may call it.
 bool manifest_write(const char *directory, const char *text, Reason *reason);
 
 // --- reading --------------------------------------------------------------------------------------------
-// These fail softly, with the name of the file that is not as it should be.
+// These functions fail softly; the reason names the file that is wrong.
 
-// Reads a directory's manifest, which has to be as manifest_text writes it: no hash vouches for the manifest
-// itself, but there is only one way to write it.
+// Reads a directory's manifest. No hash covers the manifest itself, so its text must be exactly what
+// manifest_text writes for its content; anything else is damage.
 bool manifest_read(Manifest *manifest, const char *directory, Reason *reason);
 
-// Whether it has an entry of that name.
+// Whether the manifest has an entry for the file `name`.
 bool manifest_lists(const Manifest *manifest, const char *name, Reason *reason);
 
-// Whether all files have the size, and the hash, that they were written with. Hashes are computed by all
-// threads if there is enough to read.
+// Whether all files in the directory have the sizes, or the hashes, of their entries. If there is much to
+// read, files are hashed in parallel, a thread for each.
 bool manifest_check_sizes(const Manifest *manifest, const char *directory, Reason *reason);
 bool manifest_check_hashes(const Manifest *manifest, const char *directory, Reason *reason);

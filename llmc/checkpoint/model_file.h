@@ -6,13 +6,13 @@
 
 #define MODEL_FILE "model.safetensors"
 
-// Adds the file, with the state's weights, to those that are written.
+// Adds model.safetensors, with the state's weights, to the files that this rank writes.
 void model_file_add(RankFiles *files, const TrainingState *state);
 
-// Opens a directory's model file. Fails softly unless it has the table's tensors, in that storage type, and
-// no others.
+// Opens a directory's model file. Fails softly unless its tensors are exactly the table's, in that storage
+// type.
 bool model_file_open(SafetensorsFile *file, const char *directory, const ParameterTable *table,
                      StorageType storage, Reason *reason);
 
-// Reads the weights of a file that model_file_open opened into the state's.
+// Reads the weights from a file opened by model_file_open into the state's weights. Fails softly.
 bool model_file_load(const SafetensorsFile *file, const TrainingState *state, Reason *reason);

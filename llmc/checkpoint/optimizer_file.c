@@ -10,13 +10,14 @@
 #define NAME_WRITTEN "optimizer-%05d-of-%05d.safetensors" // rank, ranks
 #define NAME_READ    "optimizer-%9d-of-%9d."
 
-// The metadata: lists as "3,17" of the first element of each range and of its elements; and the elements of
-// all files.
+// Keys of the metadata: `first` and `count` list, as "3,17", the first element and the number of elements of
+// each of the file's ranges; `total` is the number of elements of all files together.
 static const char first_key[] = "first", count_key[] = "count", total_key[] = "total";
 
 // --- writing --------------------------------------------------------------------------------------------
 
-// This rank's parts of the buckets, in the elements of a checkpoint; those that touch are one.
+// The ranges of elements, numbered as in checkpoints, of this rank's parts of the buckets. Adjacent ranges
+// are joined.
 static OptimizerPart own_part(const TrainingState *state) {
     const ParameterTable *table = state->table;
     OptimizerPart own = {.ranges = host_allocate((size_t)table->bucket_count, sizeof(ElementRange),
@@ -34,7 +35,7 @@ static OptimizerPart own_part(const TrainingState *state) {
     return own;
 }
 
-// "3,17,8"
+// The firsts, or the counts, of the part's ranges, as "3,17,8".
 static char *list_text(const OptimizerPart *part, bool of_counts) {
     char *text = format_string("%s", "");
     for (int i = 0; i < part->count; i++) {
@@ -112,7 +113,7 @@ bool optimizer_files_listed(const Manifest *manifest, int *ranks, Reason *reason
 
 // --- what is in a file ----------------------------------------------------------------------------------
 
-// The number at *text, which moves behind it and a comma; false if there is none.
+// Reads the number at *text and advances *text beyond it and the comma after it. False if there is no number.
 static bool next_number(const char **text, int64_t *value) {
     char *end;
     errno = 0;
@@ -166,7 +167,7 @@ static bool read_metadata(OptimizerPart *part, const SafetensorsFile *file, int6
     return good;
 }
 
-// "master, m and v"
+// The buffers' names, as "master, m and v".
 static void names_text(char *text, size_t size, const StateBuffers *buffers) {
     size_t length = 0;
     for (int i = 0; i < buffers->count && length < size; i++) {
@@ -187,8 +188,8 @@ static bool check_buffers(const SafetensorsFile *file, const OptimizerPart *part
     return true;
 }
 
-// Opens file `index` of `files`, and reads which elements it holds; part->ranges are to be freed whatever
-// comes of it.
+// Opens file `index` of `files` and reads which elements it holds. The caller frees part->ranges, also after
+// a failure.
 static bool open_file(SafetensorsFile *file, OptimizerPart *part, const OptimizerFiles *files, int index,
                       const StateBuffers *buffers, StorageType type, int64_t elements, Reason *reason) {
     char name[FILE_NAME_SIZE];
@@ -272,7 +273,8 @@ static bool overlaps(const OptimizerPart *part, const TrainingState *state) {
     return false;
 }
 
-// What `held` and `range` have in common; `range` begins at element `place` of the file's tensors.
+// Loads the elements that are both in `held` and in the file's `range`, whose first element is element
+// `place` of the file's tensors.
 static bool load_overlap(const SafetensorsFile *file, ElementRange range, int64_t place, HeldRange held,
                          const TrainingState *state, Reason *reason) {
     const ElementRange common = overlap(range, held.range);

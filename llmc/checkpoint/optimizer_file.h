@@ -1,14 +1,14 @@
-// optimizer-RRRRR-of-WWWWW.safetensors: what rank R of W has of the optimizer's flat buffers, a tensor each,
-// and as metadata which elements these are. Elements are counted as if there were one rank (flat_offset in
-// llmc/model/parameters.h), and a reader takes any number of files, so any number of ranks reads what any
-// other number wrote.
+// optimizer-RRRRR-of-WWWWW.safetensors: rank R's part, of W ranks, of the optimizer's flat buffers. Each
+// buffer is a tensor; the metadata says which elements it has. Elements are numbered as if there were one
+// rank (flat_offset in llmc/model/parameters.h) and any number of files can be read, so a run may continue
+// with another number of ranks.
 #pragma once
 #include "checkpoint/manifest.h"
 #include "checkpoint/rank_files.h"
 #include "checkpoint/training_state.h"
 
-// Adds this rank's file to those that are written. A rank without elements, of a model smaller than its ranks
-// can divide, writes a file without tensors.
+// Adds this rank's optimizer file to the files that it writes. A rank that has no elements (the model is too
+// small for so many ranks) writes a file without tensors.
 void optimizer_file_add(RankFiles *files, const TrainingState *state);
 
 // --- reading: all fails softly --------------------------------------------------------------------------
@@ -27,15 +27,17 @@ typedef struct {
     int count;
 } OptimizerFiles;
 
-// Whether the manifest lists the files of all ranks of one number of ranks, which is stored in *ranks.
+// Whether the manifest lists a complete set of optimizer files, those of ranks 0 to W - 1 of W; *ranks
+// becomes W. Fails softly.
 bool optimizer_files_listed(const Manifest *manifest, int *ranks, Reason *reason);
 
-// Reads which elements each of a directory's files holds. Together they have to hold each of `elements` once,
-// of the buffers of these names (their memory is not looked at), in that type.
+// Reads the headers of a directory's `count` optimizer files. Fails softly unless the files together have
+// each of the elements 0 to `elements` - 1 once, in tensors of this type named as `buffers` (their memory is
+// not used).
 bool optimizer_files_open(OptimizerFiles *files, const char *directory, int count,
                           const StateBuffers *buffers, StorageType type, int64_t elements, Reason *reason);
 
-// Reads what the state's buffers hold.
+// Reads the elements that this rank's buffers hold from the files into the state's buffers. Fails softly.
 bool optimizer_files_load(const OptimizerFiles *files, const TrainingState *state, Reason *reason);
 
 void optimizer_files_close(OptimizerFiles *files);

@@ -9,7 +9,7 @@
 
 // --- listing --------------------------------------------------------------------------------------------
 
-// Room for one more element of a list.
+// Returns the list with room for one more element; it may have moved.
 static void *grow(void *list, int count, int *capacity, size_t element_bytes) {
     if (count < *capacity) return list;
     *capacity = 2 * *capacity + 16;
@@ -70,7 +70,7 @@ static bool append_from_device(FileWriter *writer, const RankFiles *files, const
     return true;
 }
 
-// In chunks, so that it can stop early.
+// Writes in chunks, so that it stops soon when `cancelled` is set.
 static bool append_from_copy(FileWriter *writer, const RankFiles *files, const RankFile *file,
                              const atomic_bool *cancelled) {
     const size_t bytes = rank_files_run_bytes(files, file);
@@ -79,7 +79,8 @@ static bool append_from_copy(FileWriter *writer, const RankFiles *files, const R
     return true;
 }
 
-// False with the reason in errno.
+// Writes and syncs one file and fills in its manifest entry. False, with the reason in errno, if it fails or
+// is cancelled.
 static bool write_file(const RankFiles *files, const RankFile *file, const char *path, Device *device,
                        void *chunk, const atomic_bool *cancelled, ManifestEntry *entry) {
     FileWriter writer;

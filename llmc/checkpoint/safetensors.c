@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #define LENGTH_BYTES     8
-#define MAX_HEADER_BYTES 100000000 // as the reference implementation
+#define MAX_HEADER_BYTES 100000000 // the limit of the reference implementation (huggingface/safetensors)
 
 // --- one tensor's entry of the header -------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ static bool check_names(Tensor *tensors, int count, Reason *reason) {
     return true;
 }
 
-// Every byte of the data part belongs to one tensor. Leaves them in the order of their data.
+// Whether every byte of the data part belongs to exactly one tensor. Sorts the tensors by offset.
 static bool check_cover(Tensor *tensors, int count, size_t data_bytes, Reason *reason) {
     qsort(tensors, (size_t)count, sizeof(Tensor), compare_offsets);
     size_t covered = 0;
@@ -142,7 +142,7 @@ static bool parse_header(SafetensorsFile *file, const cJSON *header, size_t data
            check_cover(file->tensors, file->count, data_bytes, reason);
 }
 
-// The header's JSON, with nothing but spaces after it; NULL if it is not that.
+// Parses the header's JSON. NULL if it is not valid JSON followed by nothing but spaces.
 static cJSON *parse_json(const char *text, size_t length) {
     const char *end = text;
     cJSON *json = text[0] == '{' ? cJSON_ParseWithLengthOpts(text, length, &end, false) : NULL;

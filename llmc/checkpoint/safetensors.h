@@ -1,4 +1,5 @@
-// The safetensors file format: 8 bytes little-endian header length, a JSON header, the tensors' bytes.
+// The safetensors file format (github.com/huggingface/safetensors): the header's length in 8 little-endian
+// bytes, a JSON header, and the data part, which is the tensors' bytes.
 #pragma once
 #include "base/reason.h"
 #include "base/storage.h"
@@ -23,21 +24,23 @@ typedef struct {
     char *metadata; // the header's "__metadata__" object as JSON text, or NULL
 } SafetensorsFile;
 
-// Opens and checks a file as if its author meant harm: lengths, types, shapes against bytes, overlaps,
-// overflow. Fails softly if anything is wrong.
+// Opens a file and checks its header without trusting it: lengths, types, shapes against byte counts,
+// overlaps, integer overflow. Fails softly if anything is wrong.
 bool safetensors_open(SafetensorsFile *file, const char *path, Reason *reason);
 void safetensors_close(SafetensorsFile *file);
 
 // The tensor of that name, or NULL.
 const Tensor *safetensors_find(const SafetensorsFile *file, const char *name);
 
-// Reads `bytes` of the tensor from its byte `offset` on. False if the file does not give them.
+// Reads `bytes` bytes of the tensor, beginning at its byte `offset`. False if the file is too short or cannot
+// be read.
 bool safetensors_read(const SafetensorsFile *file, const Tensor *tensor, size_t offset, void *out,
                       size_t bytes);
 
 // --- writing --------------------------------------------------------------------------------------------
 
-// The header for these tensors, in this order, one after the other from offset 0 (their offset and bytes are
-// set here); metadata is a NULL-ended list of key, value, key, value …, or NULL. The whole start of the file,
-// padded with spaces to a multiple of 8 bytes; the caller frees it. *size is its length.
+// Everything of a file before its data part, for tensors whose data follow each other in this order: length
+// and header, padded with spaces to a multiple of 8 bytes. Sets the tensors' offset and bytes, and *size to
+// the number of bytes returned; the caller frees them. metadata is key, value, key, value, …, NULL; or NULL
+// for none.
 char *safetensors_header(Tensor *tensors, int count, const char *const *metadata, size_t *size);

@@ -15,17 +15,17 @@
 #include <time.h>
 #include <unistd.h>
 
-#define POLL_SECONDS 0.05 // between looks at the other ranks while there is nothing else to do
+#define POLL_SECONDS 0.05 // saver_finish exchanges the ranks' states this often
 
 typedef enum { IDLE, PREPARE, WRITE, COMMIT, ABANDON, COMMITTED, FAILED } Phase;
-enum { RANK_WORKING, RANK_DONE, RANK_FAILED }; // in a phase
+enum { RANK_WORKING, RANK_DONE, RANK_FAILED }; // a rank's state in a phase: saver_local_state
 
 struct Saver {
     const Communicator *communicator;
     bool asynchronous;
     Phase phase;
     SaveOutcome outcome;             // to be reported by the next saver_advance
-    char message[REASON_SIZE + 128]; // saver_message
+    char message[REASON_SIZE + 128]; // returned by saver_message
     Snapshot snapshot;
     // the save under way
     char *out_dir;
@@ -33,14 +33,14 @@ struct Saver {
     Retention retention;
     RankFiles files;
     Device *device;
-    Manifest written; // by this rank
-    char *manifest;   // rank 0's text of what all wrote
-    // this rank's work of the phase under way
+    Manifest written; // the files that this rank has written
+    char *manifest;   // on rank 0: the text of manifest.json, for the files of all ranks
+    // this rank's work in the current phase
     pthread_t thread;
-    bool working; // in that thread
-    bool good;    // how it ended
+    bool working; // the thread is running
+    bool good;    // the work succeeded
     Reason reason;
-    atomic_bool cancelled; // a rank failed: what is still being written is in vain
+    atomic_bool cancelled; // a rank failed: writing can stop
 };
 
 // --- the protocol ---------------------------------------------------------------------------------------
@@ -52,14 +52,14 @@ static bool remove_directory(Saver *saver);
 static void take_reason(Saver *saver, bool good);
 static void exchange_reports(Saver *saver, bool good);
 
-// A phase: who works in it, and on what; what all ranks do together when every one of them has ended its work;
-// and the phase that follows, if all succeeded and if one failed. COMMITTED and FAILED end the save.
+// The phases: which ranks work and what they do; what all ranks do together when all work has ended; and the
+// phases that follow success on all ranks, and failure on any. COMMITTED and FAILED end the save.
 static const struct {
     enum { BY_RANK_0, BY_ALL } who;
-    // False, with saver->reason, if it fails. Calls no MPI, and no device where there is a copy to read: it
-    // runs in a thread then.
+    // Returns false, with saver->reason set, if it fails. Calls no MPI. With a copy of the state it runs in a
+    // thread of its own, and calls no device either.
     bool (*work)(Saver *saver);
-    void (*conclude)(Saver *saver, bool good); // good: on all ranks
+    void (*conclude)(Saver *saver, bool good); // good: the work succeeded on all ranks
     Phase next, next_after_failure;
 } protocol[] = {
     // clang-format off
@@ -78,7 +78,7 @@ static void *do_work(void *saver_address) {
     return NULL;
 }
 
-// In a thread of its own, where there is a copy for it to read.
+// Does this rank's work: in a thread if there is a copy of the state, else before it returns.
 static void start_work(Saver *saver) {
     saver->working = saver->files.copied && pthread_create(&saver->thread, NULL, do_work, saver) == 0;
     if (!saver->working) do_work(saver);
@@ -128,7 +128,7 @@ static bool write_files(Saver *saver) {
                             &saver->reason);
 }
 
-// Older checkpoints that cannot be deleted are a reason to speak of, but no failure of this one.
+// If older checkpoints cannot be deleted, the reason says so, but the save does not fail.
 static bool commit(Saver *saver) {
     const Path directory = step_path(saver->out_dir, saver->step, STEP_TEMPORARY);
     if (!manifest_write(directory.text, saver->manifest, &saver->reason) ||
@@ -152,17 +152,17 @@ static void set_message(Saver *saver, int rank, const Reason *reason) {
 }
 
 static void take_reason(Saver *saver, bool good) {
-    (void)good; // a checkpoint that is committed may have something to say too
+    (void)good; // a committed checkpoint can have a reason too: see commit
     if (saver->reason.text[0]) set_message(saver, saver->communicator->rank, &saver->reason);
 }
 
-// How a rank's writing ended.
+// The result of a rank's writing, which it sends to all ranks.
 typedef struct {
     int files;
     Reason reason; // empty: nothing went wrong here
 } Report;
 
-// Rank 0's manifest of the files of all ranks, of which one has written the `most`.
+// Makes rank 0's manifest of the files of all ranks. No rank has more than `most` files.
 static void gather_manifest(Saver *saver, const Report *reports, int most) {
     const Communicator *communicator = saver->communicator;
     Manifest padded = manifest_create(most), all = manifest_create(most * communicator->size);
@@ -183,7 +183,7 @@ static void exchange_reports(Saver *saver, bool good) {
     communicator_gather(saver->communicator, all, &mine, sizeof(mine), "the files of a checkpoint");
     int most = 0;
     for (int rank = size - 1; rank >= 0; rank--) {
-        // Ranks that only stopped because another failed give no reason.
+        // A rank that only stopped because another failed has no reason.
         if (all[rank].reason.text[0]) set_message(saver, rank, &all[rank].reason);
         most = (int)max_i64(most, all[rank].files);
     }
@@ -193,8 +193,8 @@ static void exchange_reports(Saver *saver, bool good) {
 
 // --- beginning and end of a save ------------------------------------------------------------------------
 
-// The save that runs beside this process's work, to be finished at its exit. A child that forked off has
-// nothing to do with it.
+// The save that runs beside training, which is finished at this process's exit; `owner` is this process,
+// since the exit of a forked child must not touch the save.
 static Saver *under_way;
 static pid_t owner;
 
@@ -211,7 +211,7 @@ static void list_files(RankFiles *files, const TrainingState *state, const SaveR
                             trainer_file_create(&request->progress, request->options, request->guard));
 }
 
-// False if a rank has no memory for it.
+// Copies the files' device memory to host memory. False on all ranks if one of them has too little.
 static bool copy_files(Saver *saver) {
     const Communicator *communicator = saver->communicator;
     const bool here =
@@ -237,7 +237,7 @@ void saver_begin(Saver *saver, const TrainingState *state, const SaveRequest *re
     if (!beside_training) saver->outcome = saver_finish(saver);
 }
 
-// What rank 0 has to say is the message of all.
+// Ends the save. Rank 0's message becomes the message of all ranks.
 static void end_save(Saver *saver, SaveOutcome outcome) {
     communicator_broadcast(saver->communicator, saver->message, sizeof(saver->message),
                            "the end of a checkpoint");
@@ -254,7 +254,7 @@ static void end_save(Saver *saver, SaveOutcome outcome) {
 SaveOutcome saver_poll(Saver *saver) {
     int *states = host_allocate((size_t)saver->communicator->size, sizeof(int), "states of all ranks");
     const int mine = saver_local_state(saver);
-    // Without a copy a rank writes all it has to before it answers.
+    // Without a copy a rank writes all its files before it comes here, which may take long: no deadline then.
     communicator_gather(saver->communicator, states, &mine, sizeof(mine),
                         saver->files.copied ? "saving a checkpoint" : NULL);
     const SaveOutcome outcome = saver_advance(saver, states);
@@ -262,7 +262,7 @@ SaveOutcome saver_poll(Saver *saver) {
     return outcome;
 }
 
-// Not without end, so that the other ranks, who wait for this one's state, know that it is alive.
+// Waits for this rank's work, but only for POLL_SECONDS: the other ranks are waiting for its state.
 static void wait_a_little(Saver *saver) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -287,8 +287,9 @@ const char *saver_message(const Saver *saver) {
 
 // --- the end of the process -----------------------------------------------------------------------------
 
-// A save that was begun is brought to its end where this process can do so alone. With others it cannot: they
-// may be anywhere. Then only deletions and renames are not cut off; an unfinished .tmp does no harm.
+// At exit a single process finishes the save under way. Of several ranks one cannot, because the others may
+// be at any point of the program; it only waits for renames and deletions to end. An unfinished .tmp does no
+// harm.
 static void finish_at_exit(void) {
     Saver *saver = under_way;
     if (!saver || owner != getpid()) return;

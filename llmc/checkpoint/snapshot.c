@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-// What can be allocated without anything being swapped out; Linux itself promises more than there is.
+// Bytes that can be allocated without swapping. (posix_memalign alone is no test: Linux grants more than it
+// has.)
 static size_t available_memory(void) {
     FILE *file = fopen("/proc/meminfo", "r");
     if (!file) return SIZE_MAX;
@@ -16,7 +17,8 @@ static size_t available_memory(void) {
     return found ? (size_t)kilobytes * 1024 : SIZE_MAX;
 }
 
-// In large pages, and touched by all threads at once: the step that waits for the copy then waits less.
+// Allocates memory in large pages and touches it with all threads, so that the first copy, for which training
+// waits, is faster. `sharers`: as in snapshot_reserve.
 static char *allocate_touched(size_t bytes, int sharers) {
     const size_t page = (size_t)2 << 20;
     void *memory;

@@ -1,5 +1,5 @@
-// trainer.json: how far training has come, every recorded option, what the guard knows, and the version of
-// the program that wrote it.
+// trainer.json: the progress of training, every recorded option, the guard's record, and the version of the
+// program that wrote it.
 #pragma once
 #include "base/reason.h"
 
@@ -10,15 +10,15 @@ struct cJSON;
 // How far training has come.
 typedef struct {
     int64_t step;    // optimizer steps done
-    int64_t samples; // positions of the training order consumed
-    int64_t skipped; // of the steps: those without an update (llmc/run/guard.h)
+    int64_t samples; // samples consumed: the next step begins at this position of the training order
+    int64_t skipped; // how many of the steps made no update (llmc/run/guard.h)
 } Progress;
 
-// What trainer.json says, for the caller to delete. options and guard are copied.
+// The content of trainer.json; the caller deletes it. options and guard are copied.
 struct cJSON *trainer_file_create(const Progress *progress, const struct cJSON *options,
                                   const struct cJSON *guard);
 
-// Reads it back; *options and *guard are objects for the caller to delete. A file from before the guard has
-// an empty one, and no steps skipped.
+// Reads trainer.json; the caller deletes *options and *guard. A file written before the guard existed gives
+// an empty *guard and no skipped steps. Fails softly.
 bool trainer_file_read(const char *directory, Progress *progress, struct cJSON **options,
                        struct cJSON **guard, Reason *reason);

@@ -1,4 +1,4 @@
-// What a checkpoint is written from and read into: a model's weights and its optimizer's state, on a device.
+// The state that checkpoints save and load: a model's weights and its optimizer's state, on a device.
 #pragma once
 #include "parallel/communicator.h"
 #include "device/device.h"
@@ -6,7 +6,7 @@
 
 enum { MOST_STATE_BUFFERS = 8 };
 
-// A flat buffer of the optimizer's state, A[…], under the name that checkpoints give it.
+// A flat buffer A[…] of the optimizer's state, with the name of its tensor in checkpoints.
 typedef struct {
     const char *name;
     void *memory;
@@ -17,24 +17,24 @@ typedef struct {
     int count;
 } StateBuffers;
 
-// The weights are whole, and the same on all ranks. So are the optimizer's buffers, of table->elements each,
-// unless they are `sharded`: then each holds this rank's parts of the buckets alone, one after the other,
-// table->elements / table->ranks in all.
+// Every rank has all weights. Every rank also has all of the optimizer's buffers, A[table->elements] each,
+// unless `sharded`: then a buffer is A[table->elements / table->ranks] and holds only this rank's parts of
+// the buckets, one after the other.
 typedef struct {
     Device *device;
     const ModelConfig *config;
-    const ParameterTable *table; // divided by the communicator's ranks
+    const ParameterTable *table; // made for as many ranks as the communicator has
     void *weights;               // S[table->elements]
     StateBuffers optimizer;
     const Communicator *communicator;
     bool sharded;
 } TrainingState;
 
-// The element of the optimizer's buffers at which this rank's part of the bucket begins.
+// The index in the optimizer's buffers at which this rank's part of the bucket begins.
 int64_t training_state_part(const TrainingState *state, int bucket);
 
-// What this rank's buffers hold of a bucket: elements as checkpoints count them, and the element of the
-// buffers at which they begin.
+// The elements of a bucket that this rank's optimizer buffers hold: their range, numbered as in checkpoints,
+// and the index in the buffers at which they begin.
 typedef struct {
     ElementRange range;
     int64_t begin;
@@ -42,5 +42,5 @@ typedef struct {
 
 HeldRange training_state_held(const TrainingState *state, int bucket);
 
-// Sets all of it to zero, padding included.
+// Sets weights and optimizer buffers to zero, padding included.
 void training_state_zero(const TrainingState *state);

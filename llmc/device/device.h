@@ -1,5 +1,4 @@
-// A device: memory, one stream, and the operations that run there. The CPU and a CUDA GPU are both one of
-// these.
+// A device: memory, one stream, and the operations that run on it. The CPU is one, each CUDA GPU is one.
 #pragma once
 #include "device/ops.h"
 #include "parallel/communicator.h"
@@ -16,40 +15,40 @@ struct Device {
     char name[256];   // "NVIDIA H200", "AMD EPYC, 2 threads"
     const Ops *ops;
     Stream *stream;
-    int alignment;     // matrices' rows and heads are of a multiple of this many elements
+    int alignment;     // the rows of matrices and head_dim must be multiples of this, in elements
     double peak_flops; // dense FLOP/s of its matrix units in the storage type, by its datasheet; 0: not known
 
-    // Whether the operations can do this shape; if not, why, for the user. Lighthouse attention has limits
-    // beside these: SelectionOps.supported.
+    // Whether the operations support this shape; if not, the reason is one line for the user. Limits of
+    // Lighthouse attention are checked by SelectionOps.supported.
     bool (*supports)(const Device *device, const DecoderShape *shape, Reason *reason);
 
     // Memory of `bytes` (> 0), aligned to 256 bytes, contents undefined; NULL if there is not enough.
     void *(*allocate)(Device *device, size_t bytes);
     void (*release)(Device *device, void *memory);
-    // Host to device and back. Both return when the host memory may be used again; both are in order with the
-    // stream's operations.
+    // Copy from host to device and from device to host, in order with the stream's operations. Each returns
+    // when the caller may use the host memory again.
     void (*upload)(Device *device, void *device_memory, const void *host_memory, size_t bytes);
     void (*download)(Device *device, void *host_memory, const void *device_memory, size_t bytes);
-    // Queued on the stream.
+    // Sets `bytes` bytes to zero, queued on the stream.
     void (*zero)(Device *device, void *memory, size_t bytes);
     // Waits for everything queued; fails with a message if any of it failed.
     void (*synchronize)(Device *device);
-    // Bytes free now and bytes in all.
+    // The device's free memory now, and its total memory.
     void (*memory)(Device *device, size_t *free_bytes, size_t *total_bytes);
-    // What the devices of this kind exchange, of several processes that all call this together; for
-    // collectives_create.
+    // Connects the devices of all processes, which call this together. Called by collectives_create if there
+    // is more than one.
     Collectives *(*connect)(Device *device, const Communicator *communicator);
     void (*destroy)(Device *device);
 };
 
-// The CPU with operations in the given storage type. Never fails.
+// The CPU, with operations compiled for the given storage type. Never fails.
 Device *cpu_device_create(StorageType storage);
 
 // How many CUDA GPUs this process sees: 0 in a build without CUDA, without a driver, or without a GPU.
 int cuda_device_count(void);
 
-// CUDA GPU number `index`, storage bfloat16. Fails with a message if it cannot be used, or in a build without
-// CUDA.
+// CUDA GPU number `index` (from 0), with storage type bfloat16. Ends the process with a message if the GPU
+// cannot be used, or in a build without CUDA.
 Device *cuda_device_create(int index);
 
 #ifdef __cplusplus

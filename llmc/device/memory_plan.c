@@ -75,7 +75,8 @@ void memory_plan_print(const MemoryPlan *plan) {
     print_plan(stdout, plan);
 }
 
-// The buffer that the device's free memory ends in; the last one if it has room for all.
+// The first buffer that does not fit the free memory; the last one if the sizes fit (the device may still
+// have refused so large an arena).
 static const PlannedBuffer *first_without_room(const MemoryPlan *plan) {
     size_t free_bytes, total_bytes, end = 0;
     plan->device->memory(plan->device, &free_bytes, &total_bytes);

@@ -1,6 +1,6 @@
-// The memory plan: every device buffer of a run by name, known before any is allocated. The same list is
-// printed by --plan, judged against the free memory, and allocated as one arena. Who plans a buffer keeps its
-// offset in the arena and asks for the address when it is needed.
+// The memory plan: a list of every device buffer of a run, by name, complete before any is allocated. This
+// list is what --plan prints, what is compared with the free memory, and what is allocated, as one arena. The
+// code that plans a buffer keeps its offset in the arena and asks memory_at for the address when it needs it.
 #pragma once
 #include "device/device.h"
 
@@ -8,27 +8,28 @@ typedef struct MemoryPlan MemoryPlan;
 
 MemoryPlan *memory_plan_create(Device *device);
 
-// Releases the arena too.
+// Frees the plan, and the arena if it is allocated.
 void memory_plan_free(MemoryPlan *plan);
 
-// The offset of a buffer of 0 bytes, whose address is NULL.
+// The offset that a buffer of 0 bytes gets; its address is NULL.
 #define NO_BUFFER SIZE_MAX
 
-// Plans a buffer of `bytes` under this name, aligned to 256 bytes, and returns its offset in the arena.
+// Plans a buffer of `bytes` bytes under this name (a printf format) and returns its offset in the arena, a
+// multiple of 256 bytes.
 size_t memory_plan_add(MemoryPlan *plan, size_t bytes, const char *name, ...)
     __attribute__((format(printf, 3, 4)));
 
 // Bytes of the arena.
 size_t memory_plan_bytes(const MemoryPlan *plan);
 
-// Whether the device has this much free, with a hundredth of its memory left for what libraries take.
+// Whether the arena fits the device's free memory and leaves 1% of its total memory for libraries.
 bool memory_plan_fits(const MemoryPlan *plan);
 
 void memory_plan_print(const MemoryPlan *plan);
 
-// Allocates the arena, contents undefined; where there is no room, prints the plan and fails with a message
-// that names the buffer at which the device's memory ends.
+// Allocates the arena, contents undefined. If there is not enough memory it prints the plan and ends the
+// process with a message that names the first buffer that does not fit.
 void memory_plan_allocate(MemoryPlan *plan);
 
-// The address of the buffer at this offset; NULL for NO_BUFFER, or before memory_plan_allocate.
+// The address of the buffer planned at `offset`; NULL for NO_BUFFER, or before memory_plan_allocate.
 void *memory_at(const MemoryPlan *plan, size_t offset);

@@ -1,5 +1,4 @@
-// CUDA devices in a build without CUDA: there are none. With CUDA they are in llmc/device/cuda, and the CPU
-// is in llmc/device/cpu/device.c.
+// Takes the place of llmc/device/cuda in a build without CUDA: there are no CUDA devices.
 #include "device/device.h"
 
 #ifndef USE_CUDA

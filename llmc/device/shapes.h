@@ -1,10 +1,11 @@
-// What attention works on, as sizes and strides: plain attention, and the pyramid that Lighthouse attention
-// makes of a sequence.
+// Sizes and strides: of the arrays that attention reads and writes, and of the pyramid that Lighthouse
+// attention builds over a sequence.
 #pragma once
 #include "base/common.h"
 
-// How far apart, in elements, neighbours are along each axis of a [batch, token, head, head_dim] array whose
-// last axis is contiguous. The log-sum-exp has no last axis: its strides give an element's place directly.
+// Distances, in elements, between neighbours along the first three axes of a [batch, token, head, head_dim]
+// array; the last axis is contiguous. A log-sum-exp is [batch, token, head]: its strides locate single
+// elements.
 typedef struct {
     int64_t batch, token, head;
 } AttentionStrides;
@@ -19,40 +20,40 @@ typedef struct {
     double scale;       // multiplies q.k before the softmax
     AttentionStrides query, key, value;
     AttentionStrides output;                           // of out and of its gradient
-    AttentionStrides logsumexp;                        // of logsumexp
+    AttentionStrides logsumexp;                        // of the log-sum-exp
     AttentionStrides grad_query, grad_key, grad_value; // of the backward's outputs
 } AttentionShape;
 
-// What a device may have limits on, of a decoder and of the batches that it is given.
+// The sizes, of a decoder and of its batches, that a device may limit (Device.supports).
 typedef struct {
-    int64_t batch; // sequences at a time
+    int64_t batch; // sequences in a batch
     int64_t dim;   // width of the residual stream
     int64_t heads, head_dim;
 } DecoderShape;
 
-// How Lighthouse attention cuts a sequence. Entry (level, index) covers the tokens
-// [index, index + 1)·pool^level; level 0 are the tokens, level `levels - 1` is the coarsest. A head's pyramid
-// is all its entries: level after level, from level 0 on.
+// The pyramid of Lighthouse attention (arXiv 2605.06554). Entry (level, index) covers the tokens from
+// index·pool^level to (index + 1)·pool^level - 1, and is their mean. Level 0 is the tokens themselves, level
+// `levels - 1` is the coarsest. A head's pyramid is an array of all its entries, level 0 first.
 typedef struct {
     int64_t batch, seq_len;
     int heads, kv_heads, head_dim;
-    int key_score_heads; // of the keys' scores: kv_heads, or heads if keys are scored for each query head
+    int key_score_heads; // rows of key scores: kv_heads, or heads if keys are scored for each query head
     int levels;
-    int log2_pool;   // pool, a power of two: how many entries of a level one of the next covers
-    int tile;        // parents that a chunk picks at each level
-    int64_t chunks;  // of equal length; each picks on its own
-    int64_t entries; // of the subsequence: seq_len/pool^(levels-1) + (levels-1)·pool·tile·chunks
-    int64_t pyramid; // entries of all levels
-    int pieces;      // equal parts of seq_len, each a whole number of chunks, that do not follow one another
-                     // (context parallelism); 1: one whole sequence
+    int log2_pool;   // log2 of pool, the number of entries that one entry of the next coarser level covers
+    int tile;        // parents that a chunk selects at each level
+    int64_t chunks;  // equal parts of the sequence; parents are selected within each on its own
+    int64_t entries; // length of the subsequence: seq_len/pool^(levels-1) + (levels-1)·pool·tile·chunks
+    int64_t pyramid; // entries of all levels together
+    int pieces;      // under context parallelism seq_len is this many pieces that are not neighbours in the
+                     // whole sequence, each a whole number of chunks; 1: one whole sequence
 } LighthouseShape;
 
-// Rows of a sequence's scores: query heads, then key heads.
+// Rows in the scores of one sequence: query heads, then key heads.
 static inline int64_t score_rows(const LighthouseShape *shape) {
     return shape->heads + shape->key_score_heads;
 }
 
-// Entries of a level, and where the level starts in a head's pyramid.
+// The number of entries of a level, and the index of its first entry in a head's pyramid.
 static inline int64_t level_entries(const LighthouseShape *shape, int level) {
     return shape->seq_len >> (level * shape->log2_pool);
 }

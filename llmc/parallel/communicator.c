@@ -13,7 +13,8 @@ static MPI_Comm handle(const Communicator *communicator, GroupKind group) {
     return (MPI_Comm)communicator->handles[group];
 }
 
-// What launchers of MPI programs set. Starting MPI without one takes a third of a second for nothing.
+// Launchers of MPI programs set one of these variables. Without a launcher MPI is not started: that would
+// take a third of a second for nothing.
 static bool started_by_launcher(void) {
     static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
     for (size_t i = 0; i < COUNT_OF(variables); i++)
@@ -21,10 +22,11 @@ static bool started_by_launcher(void) {
     return false;
 }
 
-static pid_t running; // this process, while MPI runs in it; not a child that it forked
-static bool alone;    // no other process depends on it
+static pid_t running; // the process in which MPI runs, 0 if none: a child that it forked must not end MPI
+static bool alone;    // MPI started this process only
 
-// Of a failure the launcher would know too, but other ranks may be waiting for this one on other hosts.
+// Runs at exit. After a failure it ends all ranks: some, on other hosts, may be waiting for this one, and not
+// every launcher would end them.
 static void end(int status, void *unused) {
     (void)unused;
     if (running != getpid()) return;
@@ -55,8 +57,8 @@ static void start_mpi(Communicator *communicator, int *argc, char ***argv) {
 }
 #endif
 
-// A launcher that started several processes, of which each takes itself for the only one: they would write to
-// the same places.
+// Fails if a launcher started several processes but each believes that it is alone: all of them would write
+// the same files.
 static void refuse_strangers(const Communicator *communicator) {
     static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
     for (size_t i = 0; i < COUNT_OF(variables) && communicator->size == 1; i++) {
@@ -128,7 +130,7 @@ void communicator_broadcast(const Communicator *communicator, void *data, size_t
     MPI_Bcast(data, (int)bytes, MPI_BYTE, 0, handle(communicator, GROUP_WORLD));
     watchdog_leave();
 #else
-    (void)communicator, (void)data, (void)bytes, (void)what; // there is one process: it has them
+    (void)communicator, (void)data, (void)bytes, (void)what; // the only process has the bytes already
 #endif
 }
 

@@ -6,19 +6,19 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-// One a process, like the launcher that ends it.
+// Each process has one watchdog.
 static struct {
     pthread_t thread;
     double deadline;      // seconds
-    pthread_mutex_t lock; // of the next two
+    pthread_mutex_t lock; // guards look and context
     const char *(*look)(void *context, double seconds);
     void *context;
     atomic_bool runs;
-    _Atomic(const char *) phase; // of the wait that is under way; NULL: none
-    _Atomic(double) since;
+    _Atomic(const char *) phase; // of the wait under way; NULL: none, or one without a deadline
+    _Atomic(double) since;       // when that wait began: seconds_now
 } watchdog = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-// Without the handlers of exit(): they wait for what does not come.
+// Ends the process without running exit handlers: those could wait for the same ranks in vain.
 NORETURN static void end(void) {
     fflush(NULL);
     _exit(1);

@@ -1,5 +1,5 @@
-// Notices when a process waits for others without end, and ends it with a line that says in which phase: the
-// launcher then ends the others. A thread of its own looks once a second.
+// A thread that checks once a second whether this process has waited for others beyond a deadline. If so it
+// prints the phase and ends this process; the launcher then ends the others.
 #pragma once
 #include "base/common.h"
 
@@ -7,16 +7,17 @@
 extern "C" {
 #endif
 
-// Starts it: waits of more than `seconds` are taken for endless; 0: none are.
+// Starts and stops the watchdog's thread. A wait longer than `seconds` ends the process; 0: no wait does.
 void watchdog_start(int64_t seconds);
 void watchdog_stop(void);
 
-// From here on `look` is called too, with `context` and the deadline, from the watchdog's thread, and returns
-// what has gone wrong (on the device, say) or NULL. NULL: no longer.
+// From this call on the watchdog's thread also calls `look`, once a second, with `context` and the deadline
+// in seconds. It returns a message if something has gone wrong (on the device, say), which ends the process,
+// or NULL. A `look` of NULL stops these calls.
 void watchdog_look(const char *(*look)(void *context, double seconds), void *context);
 
-// Around a wait for other processes: `what` (kept by address) names the phase; NULL: one that may take as
-// long as it takes.
+// Called before and after a wait for other processes: `what` (kept by address) names the phase; NULL: this
+// wait has no deadline.
 void watchdog_enter(const char *what);
 void watchdog_leave(void);
 

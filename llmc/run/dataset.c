@@ -134,7 +134,7 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
         Shard shard = open_shard(option, found.gl_pathv[i], seq_len, vocab_size, check_all);
         longest = max_i64(longest, shard.tokens);
         if (shard.samples == 0) {
-            if (check_all) // several processes need not all say so
+            if (check_all) // true on one process only, so that one warns
                 warning("%s: %s is skipped: it has %ld tokens, and a sample of --seq-len %ld needs %ld",
                         option, shard.path, (long)shard.tokens, (long)seq_len, (long)seq_len + 1);
             free(shard.path);

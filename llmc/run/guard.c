@@ -49,7 +49,7 @@ GuardVerdict guard_judge(Guard *guard, double loss, double grad_norm) {
 
 // --- in a checkpoint ------------------------------------------------------------------------------------
 
-// The window's values, the oldest first.
+// The values in `window` (losses or gradient norms) as a JSON list, oldest first.
 static cJSON *window_record(const Guard *guard, const double *window) {
     cJSON *list = cJSON_CreateArray();
     const int64_t size = guard->settings.outlier_window;

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// The step of a line of metrics, or a step beyond all if the line is damaged.
+// The step of a line of metrics.jsonl; INT64_MAX if the line is damaged.
 static int64_t line_step(const char *line) {
     cJSON *json = cJSON_Parse(line);
     const cJSON *step = cJSON_GetObjectItemCaseSensitive(json, "step");
@@ -17,14 +17,14 @@ static int64_t line_step(const char *line) {
     return number;
 }
 
-// Replaces the file by one without the lines of steps after `step`, and without a last line that a crash cut
-// off before its line feed. A file that cannot be read to its end is left as it is.
+// Removes from the file the lines of steps after `step`, and a last line without line feed, which a crash
+// left. If the file cannot be read to its end it is left as it is.
 static void drop_lines_after(const char *path, int64_t step) {
     size_t size;
     char *text = file_read_text(path, SIZE_MAX - 1, &size);
     if (!text && errno == ENOENT) return;
     if (!text) fatal("cannot read %s: %s", path, strerror(errno));
-    char *kept = text; // where the next line that stays goes
+    char *kept = text; // the end of the lines kept so far
     char *feed;
     for (char *line = text; (feed = (char *)memchr(line, '\n', size - (size_t)(line - text)));
          line = feed + 1) {
@@ -49,7 +49,7 @@ Logger logger_open(const char *out_dir, int64_t step) {
     return logger;
 }
 
-// JSON has no numbers that are not finite.
+// A number that is not finite is written as null, since JSON has none.
 static void write_number(FILE *file, const char *name, double value) {
     if (isfinite(value))
         fprintf(file, ", \"%s\": %.9g", name, value);
@@ -95,7 +95,7 @@ static void print_step(const Logger *logger, const StepReport *r) {
 }
 
 void logger_step(Logger *logger, const StepReport *report, bool print) {
-    const double weight = 0.1; // of the newest step
+    const double weight = 0.1; // the newest step's, in the running mean
     logger->usual_seconds = logger->usual_seconds == 0
                                 ? report->seconds
                                 : (1 - weight) * logger->usual_seconds + weight * report->seconds;

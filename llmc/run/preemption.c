@@ -7,7 +7,7 @@ static volatile sig_atomic_t requested;
 static double limit_end; // on the monotonic clock; 0: none
 
 static void ask(int signal) {
-    if (requested) _exit(128 + signal); // as a shell says that a signal ended it
+    if (requested) _exit(128 + signal); // the exit code by which a shell reports a death by signal
     requested = signal;
 }
 

@@ -1,4 +1,4 @@
-// Being asked to stop: by a signal (a scheduler's warning, Ctrl-C) or by a limit on the run's time.
+// Requests to stop the run: a signal (a scheduler's warning, Ctrl-C) or the end of a time limit.
 #pragma once
 #include "base/common.h"
 
@@ -9,8 +9,8 @@ enum { PREEMPTED_EXIT_CODE = 75 };
 // stop. A second signal ends the process at once.
 void preemption_watch(double limit_minutes);
 
-// The signal that asked, SIGALRM for the limit; 0: none has.
+// The request so far: the number of the first signal, or SIGALRM for the time limit; 0: none.
 int preemption_requested(void);
 
-// "SIGTERM", "the time limit", …
+// A request's name, for messages: "SIGTERM", "the time limit", …
 const char *preemption_name(int request);

@@ -7,7 +7,7 @@ const char *const schedule_names[] = {"constant", "linear", "cosine", "wsd", NUL
 double schedule_learning_rate(const Schedule *schedule, int64_t step) {
     if (step < schedule->warmup_steps)
         return schedule->peak * (double)(step + 1) / (double)schedule->warmup_steps;
-    // The decay begins after the step `first`, which still has the peak, and ends at the last step.
+    // The decay goes from step `first`, the last with the peak, to step `last`.
     const int64_t last = schedule->steps - 1;
     int64_t first = max_i64(schedule->warmup_steps - 1, 0);
     if (schedule->kind == SCHEDULE_WSD)

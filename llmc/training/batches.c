@@ -12,7 +12,7 @@ Batches batches_create(const Dataset *data, const Options *options, const Commun
     return batches;
 }
 
-// What this rank holds of a sample, as row `row` of the batch.
+// Reads the pieces of a sample that this rank holds into row `row` of the batch.
 static void read_row(const Batches *b, int64_t sample, int64_t row, int32_t *inputs, int32_t *targets) {
     const int64_t pieces = context_pieces(b->context_group), length = b->tokens / pieces;
     for (int64_t piece = 0; piece < pieces; piece++) {

@@ -1,5 +1,5 @@
-// Batches of a dataset as a rank trains on them: its data-parallel share of the sequences, and of each
-// sequence the pieces that it holds.
+// Batches of a dataset for one rank: its data-parallel share of the sequences, and the pieces that it holds
+// of each sequence.
 #pragma once
 #include "run/dataset.h"
 #include "training/step.h"
@@ -7,16 +7,17 @@
 typedef struct {
     const Dataset *data;
     uint64_t seed;
-    int64_t batch_size, tokens; // sequences, and tokens of each that this rank holds
+    int64_t batch_size, tokens; // sequences, and the number of tokens of each that this rank holds
     Group data_group, context_group;
-    int64_t first; // of the training order: where the step begins
+    int64_t first; // the position in the training order at which the step begins
 } Batches;
 
 Batches batches_create(const Dataset *data, const Options *options, const Communicator *communicator);
 
-// The batches of the step whose first sequence stands at `first` of the training order. The source keeps the
+// The source of the step whose first sequence is at position `first` of the training order. It keeps the
 // address of `batches`.
 BatchSource batches_of_step(Batches *batches, int64_t first);
 
-// batch_size samples of the dataset in their own order, from `first` on (after the last comes the first).
+// Reads batch_size samples in the dataset's own order, beginning with sample `first` (the last one is
+// followed by the first), into inputs and targets int32[batch_size, tokens].
 void batches_read_in_order(const Batches *batches, int64_t first, int32_t *inputs, int32_t *targets);

@@ -14,7 +14,7 @@ static const ParameterTable *table_of(const Optimizer *optimizer) {
     return &optimizer->weights->table;
 }
 
-// The state's elements from this one on.
+// The address of element `element` of the state buffer at `offset` in the arena.
 static void *state_from(const Optimizer *optimizer, size_t offset, int64_t element) {
     return storage_element(memory_at(optimizer->memory, offset), accumulator_of(optimizer), element);
 }
@@ -45,7 +45,8 @@ void optimizer_free(Optimizer *optimizer) {
     free(optimizer);
 }
 
-// The elements of a bucket that this rank updates, in the flat buffers; and where their state begins.
+// The range in the flat buffers of the elements of a bucket that this rank updates; and the index in the
+// state buffers at which their state begins.
 static ElementRange updated_range(const Optimizer *optimizer, int bucket) {
     const ParameterBucket *b = &table_of(optimizer)->buckets[bucket];
     if (optimizer->settings.sharded) return bucket_part(table_of(optimizer), bucket, optimizer->rank);
@@ -56,7 +57,7 @@ static int64_t state_start(const Optimizer *optimizer, int bucket) {
     return optimizer->settings.sharded ? offset / optimizer->ranks : offset;
 }
 
-// Makes the updated part of a bucket's weights, wherever it is, everyone's.
+// Gathers the parts of a bucket's weights from the ranks that updated them, if the state is sharded.
 static void publish(const Optimizer *optimizer, int bucket) {
     if (!optimizer->settings.sharded || !optimizer->collectives) return;
     const ParameterBucket *b = &table_of(optimizer)->buckets[bucket];
@@ -165,7 +166,7 @@ static double download_norm_square(const Optimizer *optimizer, bool of_sum) {
 double optimizer_grad_norm(Optimizer *optimizer, double *norm_here) {
     Device *device = optimizer->device;
     finish(optimizer);
-    // Each rank sums up its part, sharded or not: so both ways give the same bits.
+    // Each rank sums over its part, also if it has the whole gradient: the same bits sharded or not.
     for (int bucket = 0; bucket < table_of(optimizer)->bucket_count; bucket++) {
         const ElementRange range = bucket_part(table_of(optimizer), bucket, optimizer->rank);
         device->ops->reduce.sum_of_squares(norm_square(optimizer, bucket, true),
@@ -185,7 +186,7 @@ void optimizer_update(Optimizer *optimizer, int64_t step, double learning_rate, 
     const OptimizerSettings *s = &optimizer->settings;
     Device *device = optimizer->device;
     AdamwStep update = {step, learning_rate, s->beta1, s->beta2, s->epsilon, 0, 1};
-    // As torch.nn.utils.clip_grad_norm_ does it.
+    // The formula of torch.nn.utils.clip_grad_norm_.
     if (s->grad_clip > 0) update.gradient_scale = fmin(1, s->grad_clip / (grad_norm + 1e-6));
     for (int bucket = 0; bucket < table_of(optimizer)->bucket_count; bucket++) {
         const ElementRange range = updated_range(optimizer, bucket);

@@ -48,10 +48,10 @@ void saves_begin(Saves *saves, const Trainer *trainer) {
            seconds_now() - start);
 }
 
-// What each rank tells the others after a step.
+// The message that each rank sends to all ranks after a step.
 typedef struct {
-    int request;    // to stop: preemption_requested
-    int save_state; // saver_local_state
+    int request;    // the request to stop: preemption_requested
+    int save_state; // the rank's state in a save: saver_local_state
 } RankStatus;
 
 int saves_agree(Saves *saves) {

@@ -1,5 +1,5 @@
-// When a run saves, and what becomes of it: the saver under the options' policy, and what the ranks agree on
-// after each step.
+// Saves of a run: applies the options (where to save, how many checkpoints to keep, what a failure means) to
+// the saver, and lets all ranks agree after each step on its progress and on requests to stop.
 #pragma once
 #include "checkpoint/saver.h"
 #include "training/trainer.h"
@@ -10,18 +10,20 @@ typedef struct {
     const Options *options;
 } Saves;
 
-// The options must outlive it.
+// The communicator and the options must outlive it.
 Saves saves_create(const Communicator *communicator, const Options *options);
 void saves_destroy(Saves *saves);
 
-// All ranks call what follows together.
+// All ranks call the following functions together.
 
-// Saves the trainer's state in --out, after the end of a save under way; says how long training waited.
+// Begins to save the trainer's state in --out; waits first for a save under way. Prints how long training
+// waited.
 void saves_begin(Saves *saves, const Trainer *trainer);
 
-// Waits for the end of a save under way. A failure ends the run if --on-save-error says so, or if no further
-// save will follow (`last`).
+// Waits for the end of a save under way, if there is one. If it failed, ends the process if --on-save-error
+// is `stop` or if no later save can make up for it (`last`); else warns.
 void saves_finish(Saves *saves, bool last);
 
-// After a step: what becomes of the save under way, and the request to stop, from whichever rank (0: none).
+// After each step: advances the save under way, and returns the request to stop of the lowest rank that has
+// one (preemption_requested; 0: none), the same on all ranks.
 int saves_agree(Saves *saves);

@@ -40,11 +40,11 @@ done
 [ $# -gt 0 ] || fail "a command is needed, as in scripts/launch/run_resilient.sh --out $out ./train_lighthouse --train-data …"
 command -v "$1" > /dev/null || fail "$1 is no command that can be run"
 out=$(realpath -m -- "$out")
-export OUT=$out # recipes look there
+export OUT=$out # recipes take the directory from it
 
 say() { echo "run_resilient: $*" >&2; }
 
-# Waits before the next try; a signal ends it, and all.
+# Waits for this many seconds before the next try. A signal ends the wait and the script.
 pause() {
     local sleeper=
     trap '[ -z "$sleeper" ] || kill "$sleeper"; say "asked to stop while nothing ran"; exit 75' TERM INT HUP USR1

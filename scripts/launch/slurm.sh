@@ -25,7 +25,7 @@
 #SBATCH --signal=USR1@300
 
 set -euo pipefail
-# Slurm runs a copy of this script.
+# Slurm runs a copy of this script elsewhere, so common.sh is found from the directory of the submission.
 source "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/../..}/scripts/common.sh"
 show_help "$@"
 [ -n "${SLURM_JOB_ID-}" ] || fail "this runs in a Slurm job: sbatch scripts/launch/slurm.sh …; --help says more"
@@ -35,7 +35,7 @@ cd "$root"
 
 cores=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cores} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-# Without --kill-on-bad-exit, which would end tasks that are about to end with 75 as soon as the first of them has.
+# --kill-on-bad-exit=0: else the first task that ends with 75 would kill the others, which are about to end so too.
 export LAUNCHER="srun --mpi=pmix --kill-on-bad-exit=0 --wait=60 --cpus-per-task=$cores ./train_lighthouse"
 
 status=0

@@ -30,16 +30,16 @@ out=${OUT:-out/530m_98k_two_stage}
 recipe=(--model 530M --seq-len 98304 --batch-size 1 --global-batch 32
     --levels 3 --pool 4 --topk 1536 --dense-layers "0,1,28,29"
     --lr 2e-3 --warmup-steps 2000 --lr-schedule constant --weight-decay 0.1 --grad-clip 1
-    --save-every 500 --keep-every "$stage1") # the end of stage 1 stays: from there other tails can be tried
+    --save-every 500 --keep-every "$stage1") # keeps the last checkpoint of stage 1: stage 2 can be repeated from it
 always=(--out "$out" --train-data "${DATA:-data/text_train_*.bin}" --val-data "${VAL_DATA-data/text_val_*.bin}" "$@")
 
 step=$(newest_step "$out")
 if [ -z "$step" ]; then
     run_stoppable "${trainer[@]}" "${recipe[@]}" "${always[@]}" --selection on --steps "$stage1"
-elif [ "$step" -le "$stage1" ]; then # at its end too: should the newest checkpoint be damaged, stage 1 is not cut short
+elif [ "$step" -le "$stage1" ]; then # -le: a damaged last checkpoint is replaced by an older one
     run_stoppable "${trainer[@]}" "${always[@]}" --resume latest --selection on --steps "$stage1"
 fi
-if [ -n "${stop_signal-}" ]; then exit 75; fi # asked to stop just as stage 1 ended
+if [ -n "${stop_signal-}" ]; then exit 75; fi # a stop was requested just when stage 1 ended
 step=$(newest_step "$out")
 if [ "$step" -ge "$total" ]; then
     echo "nothing to do: $out has step $step of $total"

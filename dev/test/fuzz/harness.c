@@ -10,14 +10,14 @@
 #include <unistd.h>
 
 // --- fatal() comes back ---------------------------------------------------------------------------------
-// The linker gives us the calls of exit, calloc, free, glob and globfree (--wrap).
+// The linker redirects all calls of exit, calloc, free, glob and globfree to the functions here (--wrap).
 
 #define MOST_BLOCKS 100000
 
 static jmp_buf *way_back;
-static void *blocks[MOST_BLOCKS]; // allocated in `survives` and not freed
+static void *blocks[MOST_BLOCKS]; // memory allocated during `survives` and not yet freed
 static int block_count;
-static glob_t found; // by a glob that has not been freed
+static glob_t found; // the result of a glob that is not yet freed, if has_found
 static bool has_found;
 
 NORETURN void __real_exit(int code);
@@ -77,7 +77,7 @@ void tracked_free(void *memory) {
 
 bool survives(void (*action)(void *argument), void *argument) {
     static jmp_buf here;
-    const int first_descriptor = dup(STDIN_FILENO); // those of the action come after it
+    const int first_descriptor = dup(STDIN_FILENO); // descriptors that the action opens are at least this one
     close(first_descriptor);
     block_count = 0;
     way_back = &here;

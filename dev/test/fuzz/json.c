@@ -1,6 +1,6 @@
-// A checkpoint in which one file is the input (its first byte says which): the manifest, or a file that the
-// manifest vouches for, so that what it holds is looked at: trainer.json, config.json, the headers of the
-// model and of the optimizer file. It is verified, and found good or refused.
+// Verifies a checkpoint in which one file is the input: the first byte chooses the manifest, trainer.json,
+// config.json, or the header of the model or the optimizer file. The manifest has the right hash of that
+// file, so that its content is read. The checkpoint must be found good or be refused.
 #include "harness.h"
 
 #include "base/files.h"
@@ -30,7 +30,7 @@ static const char trainer[] = "{\"format_version\":1,\"step\":4,\"samples\":128,
                               "\"options\":{\"lr\":\"0.002\"}}\n";
 
 static char directory[64] = "/dev/shm/fuzz_json.XXXXXX"; // in memory
-static char *headers[KINDS];                             // of model and optimizer file, without their lengths
+static char *headers[KINDS];                             // of model and optimizer file, without length
 static size_t header_bytes[KINDS], data_bytes[KINDS];
 
 static Path path_of(int kind) {
@@ -75,7 +75,7 @@ static void make_headers(void) {
     parameter_table_free(&table);
 }
 
-// The file of that kind, from a text, or from the text of a safetensors header.
+// Writes the file of this kind: the text itself, or a safetensors file that has it as header.
 static void write_file(int kind, const void *text, size_t bytes) {
     if (!headers[kind]) {
         replace_file(path_of(kind).text, text, bytes);

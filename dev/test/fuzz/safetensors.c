@@ -1,4 +1,5 @@
-// A safetensors file of any contents: what is opened has its tensors inside the file, and they can be read.
+// Opens a safetensors file with the input as its contents. If it is accepted, every tensor must lie inside
+// the file and be readable.
 #include "harness.h"
 
 #include "checkpoint/safetensors.h"

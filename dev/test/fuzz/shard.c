@@ -1,5 +1,6 @@
-// A token shard of any contents, with a sequence length and a vocabulary from its first bytes: it is refused,
-// or every sample of it can be read, and has tokens of the vocabulary.
+// Opens a token shard with the input as its contents; the input's first bytes choose sequence length and
+// vocabulary. If the shard is accepted, every sample must be readable and have tokens below the vocabulary
+// size.
 #include "harness.h"
 
 #include "run/dataset.h"
@@ -49,7 +50,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     if (bytes < SETTINGS) return -1;
     uint16_t vocabulary;
     memcpy(&vocabulary, data + 1, sizeof(vocabulary));
-    // Large vocabularies too: with 16-bit tokens nothing is then looked at.
+    // Large vocabularies too: 16-bit tokens are then always valid and are not checked.
     const int64_t vocab_size = data[3] & 1 ? ((int64_t)vocabulary + 1) << 14 : (int64_t)vocabulary + 1;
     Input input = {memory_file(data + SETTINGS, bytes - SETTINGS), 1 + data[0], vocab_size};
     survives(read_all, &input);

@@ -40,7 +40,8 @@ void set_attention_shape(Case *c) {
                                        .grad_value = key};
 }
 
-// query, key and value, or qkv, or their gradients.
+// Adds query, key and value, or, if packed, qkv; or their gradients. `names` has the four names in this
+// order.
 static void add_query_key_value(Case *c, Role role, const char *const names[4]) {
     const Sizes *s = &c->sizes;
     const AttentionShape *shape = &c->attention[0];
@@ -54,8 +55,8 @@ static void add_query_key_value(Case *c, Role role, const char *const names[4]) 
     add_tensor(c, names[2], role, STORED, s->batch * shape->key_len * s->kv_heads * s->head_dim);
 }
 
-// Splits tensor `index` of a packed case into queries, keys and values, elements of `size` bytes; of another
-// case those are the tensors themselves.
+// The addresses of queries, keys and values: in a packed case parts of tensor `index`, whose elements have
+// `size` bytes; else the tensors `index`, `index` + 1 and `index` + 2.
 static void split_query_key_value(void *parts[3], const Case *c, void **at, int index, size_t size) {
     const Sizes *s = &c->sizes;
     const size_t key_offset = (size_t)(s->heads * s->head_dim) * size;
@@ -144,7 +145,7 @@ RUN(attention_backward) {
                             &c->attention[0], workspace, stream);
 }
 
-// The last is for the forward alone.
+// The last of these sizes is for the forward only.
 static const Sizes sizes[] = {
     {.batch = 1, .rows = 1, .keys = 9, .heads = 1, .kv_heads = 1, .head_dim = 3, .variant = APART},
     {.batch = 2, .rows = 1, .keys = 70, .heads = 4, .kv_heads = 2, .head_dim = 256, .variant = APART},

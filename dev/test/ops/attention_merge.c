@@ -1,4 +1,4 @@
-// Attention to several sets of keys, merged.
+// Merging attention over several sets of keys.
 #include "dev/test/ops/attention.h"
 
 #include "dev/test/ops/rope.h"
@@ -6,7 +6,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-// Variants: what is so far goes on, without gaps or as a part of larger arrays; or there is nothing so far.
+// Variants. MERGE_DENSE, MERGE_STRIDED: merges into an earlier result, in arrays without gaps or in parts of
+// larger ones. MERGE_FIRST: there is no earlier result.
 enum { MERGE_DENSE, MERGE_STRIDED, MERGE_FIRST };
 
 static void set_merge_shape(Case *c) {
@@ -26,7 +27,8 @@ static void set_nan(double *values, int64_t count) {
     for (int64_t i = 0; i < count; i++) values[i] = NAN;
 }
 
-// The log-sum-exps are around 90, whose exp overflows a float; some are -infinity, with a vector of NaN.
+// The log-sum-exps are around 90, whose exp overflows a float. Some are -infinity; their vectors are NaN,
+// which must have no effect.
 static void describe_attention_merge(Case *c) {
     const Sizes *s = &c->sizes;
     set_merge_shape(c);
@@ -72,8 +74,8 @@ static void formula_attention_merge(const Case *c, double **v) {
     }
 }
 
-// Attention to the first third of the keys and then to the rest, merged. The rest's own softmax is left, and
-// so a result too.
+// Attention over the first third of the keys, merged with attention over the rest. `part` and its
+// log-sum-exp, which belong to the rest, are results that are checked too.
 static void describe_attention_merged(Case *c) {
     const Sizes *s = &c->sizes;
     set_attention_shape(c);
@@ -95,7 +97,7 @@ static void describe_attention_merged(Case *c) {
 }
 
 RUN(attention_merged) {
-    size_t offset = 0; // of the piece's keys
+    size_t offset = 0; // bytes before this set of keys
     for (int i = 0; i < 2; i++) {
         const AttentionShape *shape = &c->attention[i];
         ops->attention.forward(at[2], at[3], at[4], (char *)at[5] + offset, (char *)at[6] + offset, shape,
@@ -145,7 +147,7 @@ static const Operation rows[] = {
 
 const OperationTable attention_merge_operations = {rows, COUNT_OF(rows)};
 
-// Two sets of no keys are no keys, and their vectors count for nothing.
+// Merging two empty sets of keys (log-sum-exp -infinity) gives an empty set; the vectors have no effect.
 static void nothing_stays_nothing(void *argument) {
     Device *device = (Device *)argument;
     const StorageType storage = device->ops->storage, accumulator = accumulator_type(storage);

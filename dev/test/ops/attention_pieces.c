@@ -1,12 +1,12 @@
-// The backward of attention in pieces, as processes that share a sequence call it.
+// The backward of attention over pieces of a sequence, as context parallelism calls it.
 #include "dev/test/ops/attention.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-// Causal attention of `rows` tokens, cut after the first `keys` of them: both parts to themselves, which
-// gives grad_query, grad_key and grad_value, and the later queries with the earlier keys, which gives the
-// crossing ones. All with the log-sum-exp and the out of the whole.
+// Causal attention of `rows` tokens, cut after the first `keys` of them. Each part with itself gives
+// grad_query, grad_key and grad_value; the later queries with the earlier keys give the "crossing" gradients.
+// All three calls use the log-sum-exp and the output of attention over all tokens.
 static void describe_attention_pieces(Case *c) {
     const Sizes *s = &c->sizes;
     const int64_t cut = s->keys, rest = s->rows - s->keys;
@@ -47,7 +47,7 @@ RUN(attention_pieces) {
     const size_t size = storage_size(ops->storage);
     const size_t query_bytes = (size_t)(s->keys * s->heads * s->head_dim) * size;
     const size_t key_bytes = (size_t)(s->keys * s->kv_heads * s->head_dim) * size;
-    // Where the later part begins in each tensor.
+    // The address in each tensor at which the later part begins.
     char *later[MAX_TENSORS];
     for (int i = 0; i < c->count; i++) {
         const bool is_key = i == 1 || i == 2 || i == 8 || i == 9;
@@ -70,7 +70,7 @@ static void add_crossing(double *whole, const double *crossing, int64_t first, i
         whole[(i / width / part * rows + first + i / width % part) * width + i % width] += crossing[i];
 }
 
-// The pieces of a backward, summed, against the whole backward on the same device.
+// Checks that the gradients of the pieces add up to those of a single backward on the same device.
 static void check_sum_of_pieces(const Case *pieces, const Devices *devices) {
     static const char *const names[] = {"grad_query", "grad_key", "grad_value"};
     const Sizes *s = &pieces->sizes;

@@ -19,7 +19,7 @@ static double tolerance_of(Element element, double stored_tolerance, double accu
                                                        : accumulated_tolerance;
 }
 
-// `got` of every result against `expected`.
+// Compares every result, `got`, with `expected`.
 static void check_results(const Case *c, const char *against, double *const *got, double *const *expected,
                           double stored_tolerance, double accumulated_tolerance) {
     for (int i = 0; i < c->count; i++) {
@@ -54,14 +54,14 @@ void check_formula(const Case *c, Device *float64) {
     for (int i = 0; i < c->count; i++) free(expected[i]);
 }
 
-// The sum over the forward's results Y of <grad_Y, Y>, for the cotangents that the backward was given.
+// The sum over the forward's results Y of the scalar product of Y and grad_Y, an input of the backward.
 static double scalar_of(const Case *forward, const Case *backward, Device *float64) {
     Results results = run_case(forward, float64);
     double total = 0;
     for (int i = 0; i < backward->count; i++) {
         const Tensor *cotangent = &backward->tensors[i];
         if (cotangent->role != INPUT || strncmp(cotangent->name, "grad_", 5) != 0) continue;
-        // The residual stream that goes past a norm is the norm's x.
+        // grad_residual is the gradient of the residual stream, which is the norm's input x.
         const char *name = strcmp(cotangent->name, "grad_residual") ? cotangent->name + 5 : "x";
         const int result = find_tensor(forward, name);
         for (size_t j = 0; j < cotangent->count; j++)
@@ -71,7 +71,7 @@ static double scalar_of(const Case *forward, const Case *backward, Device *float
     return total;
 }
 
-// The float64 gradient grad_X against central differences of the forward along random directions in X.
+// Compares the float64 gradient grad_X with central differences of scalar_of along random directions in X.
 static void check_gradient(Case *forward, const Case *backward, const Results *gradients, int index,
                            Device *float64) {
     enum { DIRECTIONS = 3 };
@@ -103,7 +103,7 @@ static void check_gradient(Case *forward, const Case *backward, const Results *g
 
 Case join_forward(Case *backward, Device *float64) {
     Sizes sizes = backward->sizes;
-    if (sizes.causal) sizes.keys = 0; // where it says where to cut
+    if (sizes.causal) sizes.keys = 0; // in attention_pieces, keys is where to cut: not for the forward
     Case forward = make_case(operation_named(backward->operation->forward), sizes, 1);
     Results results = run_case(&forward, float64);
     for (int i = 0; i < backward->count; i++) {

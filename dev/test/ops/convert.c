@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-// Variants: rows of `inner` elements, of which `columns` are taken, on CUDA all multiples of 8; or none is
-// one.
+// Variants, for rows of about `inner` elements of which about `columns` are converted. BLOCK_WHOLE: on CUDA
+// all sizes and strides are multiples of 8; BLOCK_ODD: none is.
 enum { BLOCK_WHOLE, BLOCK_ODD };
 
 typedef struct {
@@ -19,11 +19,11 @@ static RowBlock block_of(const Case *c) {
 
 static void describe_block(Case *c, Element out, Element in) {
     const RowBlock block = block_of(c);
-    add_tensor(c, "out", UPDATED, out, block.rows * block.out_stride); // what is between the rows stays
+    add_tensor(c, "out", UPDATED, out, block.rows * block.out_stride); // gaps between rows must not change
     add_tensor(c, "in", INPUT, in, block.rows * block.in_stride);
 }
 
-// Element i of the block's rows in each array, in order.
+// The index in each array of element i of the block, counted row by row.
 static int64_t out_index(const RowBlock *block, int64_t i) {
     return i / block->columns * block->out_stride + i % block->columns;
 }

@@ -1,20 +1,21 @@
-// What the tests of Lighthouse attention's operations share.
+// Shared by the tests of Lighthouse attention's operations.
 #pragma once
 #include "dev/test/ops/case.h"
 
-// The sizes of all of them: of whole sequences, and of sequences in pieces, for scatter alone.
+// The sizes to test: WHOLE_SIZES with whole sequences, then others with sequences in pieces, for scatter
+// only.
 enum { WHOLE_SIZES = 6, LIGHTHOUSE_SIZES = 12 };
 extern const Sizes lighthouse_sizes[LIGHTHOUSE_SIZES];
 
-// Variants of gather: as it is, or of queries and keys that are turned first, so that the backward turns back.
+// Variants of gather. GATHER_TURNED: queries and keys are turned before, so that the backward turns back.
 enum { GATHER_PLAIN, GATHER_TURNED };
 
-// Variants of scatter, of a sequence in pieces: the pieces before give something, and those after hand
-// something back, or not.
+// Variants of scatter for a sequence in pieces. HALO_GIVEN: with halos from the pieces before (forward) and
+// after (backward). HALO_NONE: without.
 enum { HALO_GIVEN, HALO_NONE };
 
-// The shape of the case's sizes.
+// Sets the case's Lighthouse shape from its sizes.
 void set_lighthouse_shape(Case *c);
 
-// A selection by random scores, which every device is given.
+// Adds the tensor `positions`: a selection by random scores, the same for every device.
 void add_positions(Case *c);

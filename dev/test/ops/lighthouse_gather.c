@@ -1,4 +1,4 @@
-// Lighthouse attention: the selected entries, gathered.
+// Lighthouse attention: gathering the selected entries.
 #include "dev/test/ops/lighthouse.h"
 
 #include "dev/test/ops/rope.h"

@@ -1,4 +1,4 @@
-// Lighthouse attention: what it gave for the entries, scattered to the tokens.
+// Lighthouse attention: scattering the entries' outputs to the tokens.
 #include "dev/test/ops/lighthouse.h"
 
 #include <string.h>
@@ -11,7 +11,8 @@ static int64_t halo_count(const LighthouseShape *shape) {
     return shape->pieces * shape->batch * (shape->levels - 1) * shape->heads * shape->head_dim;
 }
 
-// With halos scatter is also lighthouse_halo: `before` is what the pieces before give, `halo` what these do.
+// With halos the case also tests ScatterOps.halo: `before` is the halo that scatter receives from the pieces
+// before, `halo` the one that this sequence's pieces give.
 static void describe_lighthouse_scatter(Case *c) {
     set_lighthouse_shape(c);
     const int64_t width = c->sizes.batch * c->sizes.heads * c->sizes.head_dim;
@@ -34,7 +35,7 @@ static double *halo_at(double *halo, int64_t piece, int64_t batch, int level, in
     return halo + (row * shape->heads + head) * shape->head_dim;
 }
 
-// Entry by entry, to the tokens it is for.
+// Adds the output of each entry to the tokens that get it.
 static void formula_lighthouse_scatter(const Case *c, double **v) {
     const LighthouseShape *shape = &c->lighthouse;
     const int64_t head_dim = shape->head_dim, piece_len = shape->seq_len / shape->pieces;

@@ -1,4 +1,4 @@
-// Lighthouse attention: scores of the pyramid, and the selection by them.
+// Lighthouse attention: scores of the pyramid's entries, and selection by these scores.
 #include "dev/test/ops/lighthouse.h"
 
 #include <math.h>
@@ -62,7 +62,7 @@ static void describe_lighthouse_pool_scores(Case *c) {
     set_lighthouse_shape(c);
     double *scores = add_scores(c, UPDATED);
     for (size_t i = 0; i < c->tensors[0].count; i++)
-        if ((int64_t)i % c->lighthouse.pyramid >= c->sizes.rows) scores[i] = NAN; // what will be written
+        if ((int64_t)i % c->lighthouse.pyramid >= c->sizes.rows) scores[i] = NAN; // these will be written
 }
 
 RUN(lighthouse_pool_scores) {
@@ -91,8 +91,8 @@ RUN(lighthouse_select) {
     ops->selection.select(at[0], at[1], &c->lighthouse, stream);
 }
 
-// Of the entries [first, end) of a level with this mark, those that fewer than `wanted` others surpass get
-// the new one.
+// Considers the entries [first, end) of a level that have `mark`, and gives `new_mark` to the `wanted` ones
+// with the largest scores: those that fewer than `wanted` others surpass.
 static void mark_largest(int *marks, int mark, int new_mark, const double *scores, int64_t first, int64_t end,
                          int64_t wanted) {
     for (int64_t i = first; i < end; i++) {
@@ -108,7 +108,7 @@ static void mark_largest(int *marks, int mark, int new_mark, const double *score
 
 enum { NO_CANDIDATE, CANDIDATE, PARENT_BY_QUERY, PARENT_BY_KEY };
 
-// Numbers an entry and all below it in post-order.
+// Numbers an entry and its selected descendants in post-order.
 static void walk(double *positions, const int *marks, int level, int64_t index, int64_t *next,
                  const LighthouseShape *shape) {
     const int64_t at = level_start(shape, level) + index, pool = (int64_t)1 << shape->log2_pool;
@@ -118,7 +118,7 @@ static void walk(double *positions, const int *marks, int level, int64_t index, 
     positions[at] = (double)(*next)++;
 }
 
-// The positions of one query head from the scores of it and of its key head.
+// Computes the positions of one query head from its scores and the scores of its key head.
 static void select_for_head(double *positions, const double *query_scores, const double *key_scores,
                             const LighthouseShape *shape) {
     int *marks = host_allocate((size_t)shape->pyramid, sizeof(int), "marks");

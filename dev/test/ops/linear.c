@@ -1,7 +1,7 @@
 // Matrix products with a weight, and their gradients.
 #include "dev/test/ops/case.h"
 
-// Variants: nothing is added, or something that stands elsewhere, or what stands in out already.
+// Variants of the addend: none, an array of its own, or `out` itself.
 enum { ADDEND_NONE, ADDEND_APART, ADDEND_IN_PLACE };
 
 static void describe_linear_forward(Case *c) {

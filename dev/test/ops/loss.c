@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-// Variants: the losses alone, or the gradient too, scaled by -0.37.
+// Variants: the losses only, or also the gradient, multiplied by gradient_scale.
 enum { LOSS_ALONE, LOSS_AND_GRADIENT };
 static const double gradient_scale = -0.37;
 

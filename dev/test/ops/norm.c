@@ -11,7 +11,7 @@ static void describe_rmsnorm_forward(Case *c) {
     add_tensor(c, "weight", INPUT, STORED, s->columns);
 }
 
-static const double norm_epsilon = 1e-3; // large enough to show
+static const double norm_epsilon = 1e-3; // large, so that a wrong use changes the results
 
 RUN(rmsnorm_forward) {
     ops->rmsnorm.forward(at[0], at[1], at[2], at[3], c->sizes.rows, c->sizes.columns, norm_epsilon, stream);
@@ -27,7 +27,7 @@ static void formula_rmsnorm_forward(const Case *c, double **v) {
     }
 }
 
-// Variants: the residual's gradient stands elsewhere, or in grad_x already, or there is none.
+// Variants of grad_residual: an array of its own, grad_x itself, or none.
 enum { RESIDUAL_APART, RESIDUAL_IN_PLACE, RESIDUAL_NONE };
 
 static void describe_rmsnorm_backward(Case *c) {

@@ -1,12 +1,12 @@
-// Rotary position embedding, and the norms of what it gives.
+// Rotary position embedding, and the norms of its results.
 #include "dev/test/ops/rope.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-// Variants: forward, inverse, or forward with the norms, as part of rows that are longer. The first
-// heads + kv_heads of heads + 2·kv_heads turn, as in a packed projection.
+// Variants: forward, inverse, or forward with norms, which are written to parts of longer rows. As in a
+// packed projection, the first heads + kv_heads of heads + 2·kv_heads heads are turned.
 enum { ROPE_FORWARD, ROPE_INVERSE, ROPE_NORMS };
 
 void add_angles(Case *c) {
@@ -50,7 +50,7 @@ void turn(double *x, const double *angles, const Sizes *s, bool inverse) {
     }
 }
 
-// norms[batch, heads + kv_heads, rows + LONGER] of the heads that x holds.
+// Computes norms[batch, heads + kv_heads, rows + LONGER] of the vectors of x.
 static void norms_of(double *norms, const double *x, const Sizes *s) {
     const int64_t rotated = s->heads + s->kv_heads;
     for (int64_t i = 0; i < s->batch * rotated * s->rows; i++) {
@@ -85,7 +85,7 @@ const OperationTable rope_operations = {rows, COUNT_OF(rows)};
 
 // --- norms ----------------------------------------------------------------------------------------------
 
-// The norms are those of the values as the device stores them, not of those before they were rounded.
+// Checks that norms are computed from the values as rounded to the storage type.
 static void norms_are_of_what_is_stored(void *argument) {
     const OperationTest *test = (const OperationTest *)argument;
     for (int i = 0; i < test->operation->sizes_count; i++) {

@@ -1,12 +1,13 @@
-// What the tests of rope share with those of operations that turn back.
+// Shared by the tests of rope and of operations whose backward turns queries and keys back.
 #pragma once
 #include "dev/test/ops/case.h"
 
-// Tokens that a row of norms, or of log-sum-exps, has more where it is part of a longer sequence's.
+// Where a row of norms, or of log-sum-exps, is part of a longer sequence's row, that has this many more
+// tokens.
 enum { LONGER = 5 };
 
-// Adds the tensor of angles: [rows, head_dim / 2] of cosine and sine.
+// Adds the tensor of angles A[rows, head_dim / 2, 2]: cosine and sine of each.
 void add_angles(Case *c);
 
-// Turns the heads + kv_heads first heads of x[batch, rows, heads + 2·kv_heads, head_dim] in place.
+// Turns the first heads + kv_heads heads of x[batch, rows, heads + 2·kv_heads, head_dim] in place.
 void turn(double *x, const double *angles, const Sizes *s, bool inverse);

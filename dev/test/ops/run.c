@@ -10,10 +10,11 @@ void free_results(Results *results) {
     }
 }
 
-// Bytes of 0xff are NaN in every floating type; as an integer they are -1, which may be a result.
+// Bytes of 0xff are NaN in every floating-point type. As int32 they are -1, which may be a result, so
+// integers are poisoned with other bytes.
 enum { GUARD = 256, GUARD_BYTE = 0xa5, POISON_BYTE = 0xff, INTEGER_POISON_BYTE = 0x7f };
 
-// The tensor as the device holds it, between two guards.
+// The tensor's bytes as the device stores them, between two guards.
 static unsigned char *guarded_bytes(const Tensor *tensor, StorageType storage) {
     const size_t bytes = bytes_of(tensor, storage);
     unsigned char *host = host_allocate(bytes + 2 * GUARD, 1, "a test tensor");
@@ -34,7 +35,7 @@ unsigned char *device_allocate(Device *device, size_t bytes) {
     return memory;
 }
 
-// Takes the tensor back from the device and checks what may not have changed.
+// Downloads the tensor and checks that guards, and inputs, have not changed.
 static void collect(Results *results, const Case *c, int index, Device *device, const void *memory,
                     const unsigned char *before) {
     const Tensor *tensor = &c->tensors[index];

@@ -70,7 +70,7 @@ static void run_test(const char *where, void (*test)(void *), const Operation *o
     free(name);
 }
 
-// The same CPU device with one thread, or with three if it has one.
+// A CPU device like this one, but with one thread, or with three if it has one. NULL for a GPU.
 static Device *with_other_threads(const Device *device) {
     if (strcmp(device->kind, "cpu") != 0) return NULL;
     const int threads = omp_get_max_threads();
@@ -135,7 +135,7 @@ void test_ops(Device *device) {
                        .float64 = cpu_device_create(STORAGE_FLOAT64),
                        .bfloat16 = cpu_device_create(STORAGE_BFLOAT16),
                        .other_threads = with_other_threads(device)};
-    // The checks in float64 need no other device: they are made once, with the CPU's default.
+    // The checks in float64 do not involve the tested device: they run once, with the CPU's default type.
     if (device->ops->storage == STORAGE_FLOAT32) test_tables("cpu float64", test_in_float64, &devices);
     char *where = format_string("%s %s", device->kind, storage_dtype(device->ops->storage));
     char *memory = format_string("%s: memory", where),

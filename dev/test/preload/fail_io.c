@@ -1,13 +1,14 @@
-// A disk that fails, for tests: preloaded into a program (LD_PRELOAD), it counts the calls that change what
-// is below a directory, or write it to the disk, and lets some of them fail.
+// Simulates a failing disk: preloaded into a program (LD_PRELOAD), it counts the calls that change, or sync,
+// files below a directory, and makes some of them fail.
 //
 //   FAIL_IO_BELOW=DIR    the directory, as an absolute path
 //   FAIL_IO_CALL=N       the first call that fails, from 1
-//   FAIL_IO_KIND=KIND    how: ENOSPC, EIO or EROFS;
-//                        "short": a write takes half of what it is given and says so;
-//                        "full": a write takes half, and from then on whatever needs space fails with ENOSPC
-//   FAIL_IO_FOR=COUNT    so many calls fail; 0: all from the first on
-//   FAIL_IO_RANK=RANK    only of this process of several that mpirun started
+//   FAIL_IO_KIND=KIND    how they fail: with ENOSPC, EIO or EROFS;
+//                        "short": write writes half of its bytes and returns that number;
+//                        "full": the same once, then all calls that need space fail with ENOSPC;
+//                        "kill": the process is killed; "read": reads are counted instead, and fail with EIO
+//   FAIL_IO_FOR=COUNT    the number of calls that fail (1); 0: all from the first failing one on
+//   FAIL_IO_RANK=RANK    only calls of this rank fail
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -52,7 +53,7 @@ static bool descriptor_is_below(int descriptor) {
     return is_below(path);
 }
 
-// Counts a call, and tells whether it is one that fails; errno is then set, or is 0 for half a write.
+// Counts a call and returns whether it fails. If so errno is set; 0 means that half of a write is done.
 static bool fails(CallKind kind) {
     const long first = setting("FAIL_IO_CALL", LONG_MAX), count = setting("FAIL_IO_FOR", 1);
     const char *how = getenv("FAIL_IO_KIND");

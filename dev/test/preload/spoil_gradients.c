@@ -1,10 +1,10 @@
-// Hardware that computes wrongly, for tests: preloaded into a run of several processes (LD_PRELOAD), it turns
-// one gradient of one rank into NaN, that before the ones which the ranks are about to sum up: of the layer
-// before, whose turn comes next.
+// Simulates hardware that computes wrongly: preloaded into a run of several processes (LD_PRELOAD), it sets
+// one gradient of one rank to NaN just before a sum over the ranks. It is the element before the buffer being
+// summed: of the bucket that is summed next.
 //
-//   SPOIL_RANK=R                   of the world
-//   SPOIL_FIRST=N                  at the Nth sum (each bucket of the parameters is one), from 1,
-//   SPOIL_EVERY=M SPOIL_TIMES=K    and at every Mth after it, K times
+//   SPOIL_RANK=R                   the rank, in the world
+//   SPOIL_FIRST=N                  first at the Nth sum, from 1 (each bucket of parameters is one sum),
+//   SPOIL_EVERY=M SPOIL_TIMES=K    then at every Mth sum, K times in all
 #include <math.h>
 #include <mpi.h>
 #include <stdlib.h>

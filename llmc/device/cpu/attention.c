@@ -1,12 +1,12 @@
-// Softmax attention, by blocks of queries and blocks of keys (arXiv 2205.14135). Each block of results is
-// made whole by one thread, in a fixed order: the same bits for any number of threads, and nothing of size
-// query_len x key_len is ever held.
+// Softmax attention, by blocks of queries and blocks of keys (arXiv 2205.14135), so that no array of size
+// query_len x key_len is needed. One thread computes each block of results, in a fixed order: the results do
+// not depend on the number of threads.
 #include "device/cpu/matrix.h"
 #include "device/cpu/operations.h"
 
 #include <tgmath.h>
 
-// Queries and keys of a block: fewer for very wide heads, so that blocks fit the scratch.
+// A block has BLOCK queries or keys; with very wide heads fewer, so that blocks fit the scratch.
 enum { BLOCK = 64, BLOCK_ELEMENTS = HEAD_DIM_MAX };
 _Static_assert(7 * BLOCK_ELEMENTS + 2 * BLOCK * BLOCK + 2 * BLOCK <= SCRATCH_ELEMENTS,
                "the backward's blocks fit the scratch");
@@ -28,7 +28,7 @@ static Block block_at(int64_t batch, int64_t head, int64_t first, int64_t len, c
     return (Block){batch, head, first, min_i64(block_size(shape), len - first)};
 }
 
-// Cuts the next `count` elements off the scratch.
+// Returns the next `count` elements of the scratch and advances *scratch beyond them.
 static accumulator_t *take(accumulator_t **scratch, int64_t count) {
     accumulator_t *taken = *scratch;
     *scratch += count;
@@ -49,22 +49,23 @@ static void store_tokens(storage_t *out, AttentionStrides strides, Block block, 
     }
 }
 
-// How many keys of the block the query at position `query` sees; at least one of each block that is visited,
-// since blocks of queries and of keys begin at the same positions.
+// How many keys of the block the query at position `query` sees. At least one in each block that is visited:
+// blocks of queries and of keys begin at the same positions.
 static int64_t keys_seen(Block keys, int64_t query, const AttentionShape *shape) {
     return shape->causal ? min_i64(keys.count, query + 1 - keys.first) : keys.count;
 }
 
 // --- forward --------------------------------------------------------------------------------------------
 
-// The softmax so far of a query, over the blocks of keys that have been visited.
+// The running softmax of a query over the blocks of keys visited so far.
 typedef struct {
     accumulator_t max; // of the scaled scores
     accumulator_t sum; // of exp(score - max)
 } Softmax;
 
-// Takes `seen` more scores into the softmax and turns them into exp(score - max); the other scores of the row
-// become zero. What has been summed with the old maximum, `out`, is scaled to the new one.
+// Adds the first `seen` of a row of `count` scores to the softmax and replaces them by exp(score - max), the
+// rest by zero. `out` [head_dim], the weighted sum of values so far, is rescaled from the old maximum to the
+// new one.
 static void softmax_step(Softmax *softmax, accumulator_t *scores, int64_t seen, int64_t count,
                          accumulator_t *out, const AttentionShape *shape) {
     const accumulator_t scale = (accumulator_t)shape->scale;
@@ -136,7 +137,8 @@ static void attention_forward(void *out, void *logsumexp, const void *query, con
 // --- backward -------------------------------------------------------------------------------------------
 // With P = exp(scale·q·k - logsumexp) and the gradient of a score dS = scale·P·(grad_out·v - grad_out·out):
 // dq = Σ_keys dS·k,  dk = Σ_queries dS·q,  dv = Σ_queries P·grad_out.
-// The blocks of dq and those of dk and dv are made separately: P is computed twice, and nothing is shared.
+// One pass computes the blocks of dq, a second those of dk and dv. P is computed in both, so that no two
+// threads add to the same block.
 
 typedef struct {
     const storage_t *grad_out, *query, *key, *value, *out;
@@ -144,7 +146,7 @@ typedef struct {
     const AttentionShape *shape;
 } Inputs;
 
-// A block of queries and what is needed of them, and a block of keys.
+// The inputs of a block of queries, and of a block of keys.
 typedef struct {
     Block block;
     Panel query, grad_out;
@@ -156,7 +158,7 @@ typedef struct {
     Panel key, value;
 } KeyBlock;
 
-// Where a thread keeps the two, and what it makes of them.
+// A thread's scratch: the rows of a QueryBlock and a KeyBlock, and P and dS of the pair.
 typedef struct {
     accumulator_t *query, *grad_out, *out, *logsumexp, *grad_dot_out, *key, *value, *probabilities,
         *grad_scores;
@@ -203,7 +205,7 @@ static KeyBlock load_keys(const Scratch *scratch, const Inputs *in, Block block)
                       .value = load_tokens(scratch->value, in->value, in->shape->value, block, in->shape)};
 }
 
-// P and dS of a block of queries and a block of keys, [queries, keys], into the scratch.
+// Writes P and dS of a block of queries and a block of keys, [queries, keys] each, to the scratch.
 static void make_grad_scores(const Scratch *scratch, const QueryBlock *queries, const KeyBlock *keys,
                              const AttentionShape *shape) {
     const int64_t columns = keys->block.count;
@@ -289,8 +291,8 @@ static void attention_backward(void *grad_query, void *grad_key, void *grad_valu
 
 // --- merge ----------------------------------------------------------------------------------------------
 
-// One query of one head. With d = exp(-|a-b|) the weights are 1/(1+d) and d/(1+d), the larger one for the
-// larger log-sum-exp, and the new one is max(a, b) + log(1+d).
+// Merges one query of one head; a and b are the two log-sum-exps. With ratio = exp(-|a-b|) the side with the
+// larger one has weight 1/(1+ratio), the other ratio/(1+ratio); the result's is max(a, b) + log(1+ratio).
 static void merge_query(accumulator_t *sum, accumulator_t *logsumexp, const storage_t *part, accumulator_t b,
                         int64_t head_dim, bool first) {
     const accumulator_t a = first ? -INFINITY : *logsumexp;

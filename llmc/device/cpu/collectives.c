@@ -1,5 +1,5 @@
-// Collectives of CPU devices: MPI on host memory. What is under way is a list of requests that finish waits
-// for.
+// Collectives of CPU devices: MPI on host memory. Each operation adds requests to a list; collectives_finish
+// waits for all of them.
 #include "device/cpu/collectives.h"
 
 #include "parallel/watchdog.h"
@@ -10,22 +10,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-// MPI counts in int: longer messages go in pieces.
+// MPI counts in int: longer messages are sent in pieces of this size.
 #define PIECE_BYTES ((size_t)1 << 30)
 
-// A sum that a request leaves in a buffer of its own: MPI's in-place variant would put it elsewhere.
+// A reduce-scatter under way receives its result in `sum`, an own buffer; finish copies it to `place`. (MPI's
+// in-place variant writes it to the start of the buffer, not to this rank's part.)
 typedef struct {
     void *place, *sum;
     size_t bytes;
 } PendingSum;
 
 typedef struct {
-    Collectives collectives; // first, so that it is also one of these
+    Collectives collectives; // first, so that a pointer to it is also one to the whole
     MPI_Request *requests;
     int request_count, request_capacity;
     PendingSum *sums;
     int sum_count, sum_capacity;
-    const char *what; // of the oldest that is under way
+    const char *what; // the name of the oldest operation under way
 } CpuCollectives;
 
 static CpuCollectives *cpu_collectives(Collectives *collectives) {
@@ -80,7 +81,7 @@ static void reduce_scatter(Collectives *collectives, GroupKind group, void *buff
 
 static void all_gather(Collectives *collectives, GroupKind group, void *buffer, size_t bytes,
                        const char *what) {
-    finish(collectives); // it may gather what is being reduced
+    finish(collectives); // a reduce-scatter of the same memory may be under way
     if (bytes > INT_MAX) fatal("%s: %zu bytes a rank are more than MPI can count", what, bytes);
     MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, buffer, (int)bytes, MPI_BYTE,
                    group_handle(collectives, group), new_request(cpu_collectives(collectives), what));
@@ -90,7 +91,7 @@ static void exchange(Collectives *collectives, GroupKind group, const Message *s
                      const Message *receives, int receive_count, const char *what) {
     CpuCollectives *self = cpu_collectives(collectives);
     const MPI_Comm handle = group_handle(collectives, group);
-    const int tag = 0; // messages between two ranks arrive in the order they were sent
+    const int tag = 0; // one for all: MPI keeps messages between two ranks in order
     for (int i = 0; i < send_count + receive_count; i++) {
         const bool send = i < send_count;
         const Message *m = send ? &sends[i] : &receives[i - send_count];

@@ -1,4 +1,4 @@
-// Between the storage and the accumulator type, element by element.
+// Conversions between the storage type and the accumulator type, element by element.
 #include "device/cpu/operations.h"
 
 static void accumulate_rows(void *out, int64_t out_stride, const void *in, int64_t in_stride, int64_t rows,

@@ -11,12 +11,13 @@
 #include <unistd.h>
 
 typedef struct {
-    Device device; // first, so that a Device of this kind is also a CpuDevice
+    Device device; // first, so that a pointer to it is also one to the whole
     Stream stream;
     Ops ops;
 } CpuDevice;
 
-// The text after "key<blanks>: " in a file of such lines under /proc, into `value`; false if there is none.
+// Reads the value of `key` from a file of lines "key : value" under /proc. False if the file has no such
+// line.
 static bool read_proc(const char *path, const char *key, char *value, size_t size) {
     FILE *file = fopen(path, "r");
     if (!file) return false;
@@ -36,7 +37,7 @@ static void cpu_memory(Device *device, size_t *free_bytes, size_t *total_bytes) 
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char available[64];
     *total_bytes = (size_t)sysconf(_SC_PHYS_PAGES) * page;
-    // Memory that caches hold is free too, which only /proc/meminfo counts.
+    // MemAvailable counts memory in page caches as free, which sysconf does not.
     *free_bytes = read_proc("/proc/meminfo", "MemAvailable", available, sizeof(available))
                       ? (size_t)strtoull(available, NULL, 10) * 1024
                       : (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
@@ -54,8 +55,7 @@ static void *cpu_allocate(Device *device, size_t bytes) {
     cpu_memory(device, &free_bytes, &total_bytes);
     void *memory;
     if (bytes > free_bytes || posix_memalign(&memory, 256, bytes) != 0) return NULL;
-    // Linux hands out pages when they are first touched; do it now, so that the next caller sees what is
-    // left.
+    // Linux provides memory when it is first touched. Touching it now makes the reported free memory right.
     const int64_t page = sysconf(_SC_PAGESIZE);
 #pragma omp parallel for schedule(static) num_threads(device->stream->threads)
     for (int64_t offset = 0; offset < (int64_t)bytes; offset += page) ((volatile char *)memory)[offset] = 0;
@@ -98,7 +98,7 @@ static Ops ops_of(StorageType storage) {
 }
 
 Device *cpu_device_create(StorageType storage) {
-    openblas_set_num_threads(1); // the tiles of a product are what runs in parallel
+    openblas_set_num_threads(1); // OpenMP threads already compute the tiles of a product in parallel
     CpuDevice *self = host_allocate(1, sizeof(*self), "the CPU device");
     Stream *stream = &self->stream;
     stream->threads = omp_get_max_threads();

@@ -10,7 +10,7 @@ static void embedding_forward(void *out, const void *weight, const int32_t *toke
         memcpy((storage_t *)out + row * dim, (const storage_t *)weight + tokens[row] * dim, row_bytes);
 }
 
-enum { COLUMNS = 32 }; // that one thread sums over all rows
+enum { COLUMNS = 32 }; // columns for which one thread sums all rows
 
 static void embedding_backward(void *grad_weight, const void *grad_out, const int32_t *tokens, int64_t rows,
                                int64_t dim, int64_t vocab, Stream *stream) {

@@ -1,21 +1,21 @@
-// Linear layers: three products of two stored matrices, by tiles of the result. Tiles have one size whatever
-// the number of threads, and one thread makes each of them whole, so neither do the results depend on it.
+// Linear layers: three products of two stored matrices, by tiles of the result. The tile size is fixed and
+// one thread computes each tile, so the results do not depend on the number of threads.
 #include "device/cpu/matrix.h"
 #include "device/cpu/operations.h"
 
 enum { TILE = 128, DEPTH = 512 };
 _Static_assert(TILE *TILE + 2 * TILE * DEPTH <= SCRATCH_ELEMENTS, "a tile and its panels fit the scratch");
 
-// A stored matrix: element (row, column) stands at data[row * stride + column], or the other way round if
-// transposed.
+// A matrix in the storage type: element (row, column) is data[row * stride + column], or, if transposed,
+// data[column * stride + row].
 typedef struct {
     const storage_t *data;
     int64_t stride;
     bool transposed;
 } Matrix;
 
-// Where a product goes: rounded to `stored`, after adding `addend` if there is one, or else added to
-// `accumulated`.
+// Destination of a product: if `accumulated` is not NULL, the product is added to it; else it is rounded to
+// `stored`, after `addend` (may be NULL) has been added.
 typedef struct {
     storage_t *stored;
     const storage_t *addend;

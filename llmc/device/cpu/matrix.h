@@ -1,11 +1,11 @@
-// Products of small matrices in the accumulator type: what linear layers and attention are made of.
+// Products of small matrices in the accumulator type, from which linear layers and attention are built.
 #pragma once
 #include "device/cpu/storage_types.h"
 
 #include <cblas.h>
 
-// A matrix in the accumulator type: element (row, column) stands at data[row * stride + column], or the other
-// way round if transposed.
+// A matrix in the accumulator type: element (row, column) is data[row * stride + column], or, if transposed,
+// data[column * stride + row].
 typedef struct {
     const accumulator_t *data;
     int64_t stride;
@@ -17,8 +17,9 @@ static inline Panel transpose(Panel panel) {
     return panel;
 }
 
-// A block of stored rows, `stride` elements apart, as a panel: where it stands if it is of the accumulator
-// type already, else converted into scratch A[rows, columns].
+// A block [rows, columns] of a stored matrix, whose rows are `stride` elements apart, as a panel. If the
+// storage type is the accumulator type, the panel is that memory; else it is a copy in scratch A[rows,
+// columns].
 static inline Panel load_panel(accumulator_t *scratch, const storage_t *in, int64_t stride, int64_t rows,
                                int64_t columns) {
 #if STORAGE == 16
@@ -32,7 +33,7 @@ static inline Panel load_panel(accumulator_t *scratch, const storage_t *in, int6
 #endif
 }
 
-// out A[rows, columns] = a [rows, depth] · b [depth, columns], added to what out holds if `add`.
+// out A[rows, columns] = a [rows, depth] · b [depth, columns]; with `add` the product is added to out.
 static inline void multiply(accumulator_t *out, Panel a, Panel b, int64_t rows, int64_t columns,
                             int64_t depth, bool add) {
 #if STORAGE == 64

@@ -1,5 +1,5 @@
-// All operations in one storage type: the oracle that every other device is compared with, and the CPU's own.
-// Loops are cut so that no result depends on the number of threads.
+// All operations of the CPU, compiled for one storage type. They are also the reference that other devices
+// are tested against. Loops are divided so that no result depends on the number of threads.
 #include "device/cpu/operations.h"
 
 Ops CPU_NAME(ops)(void) {

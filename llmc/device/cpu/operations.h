@@ -1,4 +1,4 @@
-// The groups of llmc/device/ops.h that the files here define, in the storage type that they are compiled for.
+// The groups of llmc/device/ops.h as this folder defines them, for the storage type being compiled.
 #pragma once
 #include "device/cpu/storage_types.h"
 

@@ -1,7 +1,7 @@
 // Sums over whole arrays.
 #include "device/cpu/operations.h"
 
-// The array is summed in this many parts, each of them and then all of them from the first to the last.
+// The array is divided into this many parts. Each part is summed, then the parts' sums are added in order.
 enum { PARTS = 256 };
 
 static double sum_parts(const accumulator_t *x, int64_t count, bool squared, const Stream *stream) {

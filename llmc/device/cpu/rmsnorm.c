@@ -19,7 +19,7 @@ static void rmsnorm_forward(void *out, void *rstd, const void *x, const void *we
     }
 }
 
-enum { COLUMNS = 32 }; // that one thread sums over all rows
+enum { COLUMNS = 32 }; // columns for which one thread sums all rows
 
 static void rmsnorm_backward_weight(accumulator_t *grad_weight, const storage_t *grad_out, const storage_t *x,
                                     const accumulator_t *rstd, int64_t rows, int64_t dim,
@@ -36,7 +36,7 @@ static void rmsnorm_backward_weight(accumulator_t *grad_weight, const storage_t 
     }
 }
 
-// With n = x·rstd and h = grad_out·weight the norm's own gradient is rstd·(h - n·mean(h·n)).
+// With n = x·rstd and h = grad_out·weight, the gradient of x through the norm is rstd·(h - n·mean(h·n)).
 static void rmsnorm_backward(void *grad_x, void *grad_weight, const void *grad_residual, const void *grad_out,
                              const void *x, const void *weight, const void *rstd, int64_t rows, int64_t dim,
                              Stream *stream) {

@@ -1,21 +1,23 @@
-// From the subsequence back to the sequence, what crosses from piece to piece, and the transposes of both.
+// Scatters the subsequence's outputs to the sequence, computes halos, and the transposes of both.
 #include "device/cpu/lighthouse.h"
 #include "device/cpu/operations.h"
 
-// Where the vector of a piece, level and head starts in a halo [pieces, batch, levels-1, heads, head_dim].
+// The index at which the vector of (piece, batch, level, head) starts in a halo [pieces, batch, levels-1,
+// heads, head_dim], which has levels 1 to levels-1.
 static int64_t halo_at(int64_t piece, int64_t batch, int level, int64_t head, const LighthouseShape *shape) {
     const int64_t row = (piece * shape->batch + batch) * (shape->levels - 1) + level - 1;
     return (row * shape->heads + head) * shape->head_dim;
 }
 
-// The output that a token gets from one level; NULL if there is none.
+// The output [head_dim] that one level adds to a token: that of the last entry that ends at or before the
+// token. NULL if this entry is not selected or does not exist.
 static const storage_t *output_for(const storage_t *sub_out, const storage_t *halo, const int32_t *positions,
                                    int64_t batch, int64_t head, int level, int64_t token,
                                    const LighthouseShape *shape) {
     const int64_t piece_len = shape->seq_len / shape->pieces, piece = token / piece_len;
     const int64_t covered = (int64_t)1 << (level * shape->log2_pool);
     const int64_t index = (token + 1) / covered - 1;
-    if (index < piece * piece_len / covered) // it belongs to the piece before
+    if (index < piece * piece_len / covered) // the entry is the last one of the piece before
         return halo ? halo + halo_at(piece, batch, level, head, shape) : NULL;
     const int64_t position = position_of(positions, batch, head, level, index, shape);
     const int64_t row = (batch * shape->entries + position) * shape->heads + head;

@@ -1,12 +1,12 @@
-// Which entries of its pyramid Lighthouse attention picks, and where each stands in the subsequence. Written
-// to be read against llmc/device/ops.h: the selection sorts the candidates and takes the first, the order
-// comes from comparing sort keys.
+// Selects entries of the pyramid for Lighthouse attention, and numbers them in the order of the subsequence.
+// Follows llmc/device/ops.h literally rather than fast: it sorts all candidates to find the best, and orders
+// the selected entries by explicit sort keys.
 #include "device/cpu/lighthouse.h"
 #include "device/cpu/operations.h"
 
 #include <math.h>
 
-// The most levels there can be: seq_len is a multiple of 2^(levels - 1).
+// An upper bound on levels: seq_len, an int64, is a multiple of 2^(levels - 1).
 enum { MAX_LEVELS = 64 };
 
 static bool supported(const LighthouseShape *shape, Reason *reason, const Stream *stream) {
@@ -32,7 +32,7 @@ static void pool_scores(void *scores, const LighthouseShape *shape, Stream *stre
             for (int64_t i = 0; i < level_entries(shape, level); i++) {
                 here[i] = -INFINITY;
                 for (int64_t child = i * pool; child < (i + 1) * pool; child++)
-                    if (below[child] > here[i]) here[i] = below[child]; // NaN never is
+                    if (below[child] > here[i]) here[i] = below[child]; // false for NaN
             }
             below = here;
         }
@@ -41,14 +41,15 @@ static void pool_scores(void *scores, const LighthouseShape *shape, Stream *stre
 
 // --- selection ------------------------------------------------------------------------------------------
 
-// What a chunk's positions hold until the order is known.
+// Until the order is known, `positions` holds one of these states for each entry: not selected, selected, or
+// selected and chosen as a parent, whose children are selected too.
 enum { NOT_SELECTED = -1, LEAF = 0, PARENT = 1 };
 
-// One chunk of one query head: where its entries of each level stand in the row's positions and scores.
+// One chunk of one query head: pointers to the positions and scores of its entries, for each level.
 typedef struct {
     int32_t *positions[MAX_LEVELS];
     const accumulator_t *query_scores[MAX_LEVELS], *key_scores[MAX_LEVELS];
-    int64_t entries[MAX_LEVELS]; // of each level
+    int64_t entries[MAX_LEVELS]; // the chunk's number of entries at each level
     const LighthouseShape *shape;
 } Chunk;
 
@@ -69,8 +70,8 @@ static Chunk chunk_at(int32_t *positions, const void *scores, int64_t batch, int
     return c;
 }
 
-// Sorts entries by descending score (of a coarser level, never NaN). Merging keeps equal scores in the order
-// they came in: by index. `buffer` is as large as `entries`.
+// Merge sort by descending score; it is stable, so equal scores stay in order of index. Scores of levels from
+// 1 on are never NaN (pool_scores). `buffer` is as large as `entries`.
 static void sort_by_score(int32_t *entries, int32_t *buffer, int64_t count, const accumulator_t *scores) {
     int32_t *from = entries, *to = buffer;
     for (int64_t run = 1; run < count; run *= 2) {
@@ -90,9 +91,9 @@ static void sort_by_score(int32_t *entries, int32_t *buffer, int64_t count, cons
     if (from != entries) memcpy(entries, from, (size_t)count * sizeof(*entries));
 }
 
-// Turns the `wanted` leaves of the level that have the largest scores into parents. The list of candidates
-// and the sort's buffer lie in the chunk's level 0, whose positions come last: it is at least twice as long
-// as any other level.
+// Makes parents of the `wanted` leaves of the level that have the largest scores. The list of candidates and
+// the sort's buffer borrow the positions of level 0, which are still unused: that level is at least twice as
+// long as any other.
 static void pick_parents(const Chunk *c, int level, const accumulator_t *scores, int64_t wanted) {
     int32_t *state = c->positions[level], *candidates = c->positions[0];
     int64_t count = 0;
@@ -102,15 +103,15 @@ static void pick_parents(const Chunk *c, int level, const accumulator_t *scores,
     for (int64_t i = 0; i < wanted; i++) state[candidates[i]] = PARENT;
 }
 
-// The children of the level above's parents are this level's candidates.
+// Marks the children of the parents of level + 1 as selected; they are the candidates of `level`.
 static void add_children(const Chunk *c, int level) {
     const int64_t pool = 1 << c->shape->log2_pool;
     for (int64_t i = 0; i < c->entries[level]; i++)
         c->positions[level][i] = c->positions[level + 1][i / pool] == PARENT ? LEAF : NOT_SELECTED;
 }
 
-// Entry (level, index) sorts at its first token; a parent after its last, and after smaller parents that end
-// there.
+// Post-order: a leaf is ordered by its first token, a parent by the end of its last token. Of parents that
+// end at the same token the finer level comes first.
 static double sort_key(const Chunk *c, int level, int64_t index) {
     const bool is_parent = c->positions[level][index] == PARENT;
     return ldexp((double)(is_parent ? index + 1 : index), level * c->shape->log2_pool) -
@@ -122,8 +123,8 @@ static int64_t next_selected(const Chunk *c, int level, int64_t index) {
     return index;
 }
 
-// Gives every selected entry its place, from `position` on, in the order of the sort keys. In a level they
-// ascend, so that the levels are merged.
+// Numbers the selected entries, from `position` on, in ascending order of their sort keys. Within a level the
+// keys ascend already, so this merges the levels.
 static void number_entries(const Chunk *c, int32_t position) {
     int64_t next[MAX_LEVELS];
     double key[MAX_LEVELS];

@@ -1,5 +1,5 @@
-// The types that operations are compiled for, once each: -DSTORAGE=64, 32 or 16 picks what weights and
-// activations are stored in.
+// The types of this compilation: -DSTORAGE=64, 32 or 16 chooses the storage type float64, float32 or
+// bfloat16. The operations are compiled once for each.
 #pragma once
 #include "device/cpu/stream.h"
 
@@ -35,7 +35,7 @@ static inline accumulator_t load(const storage_t *in) {
     return value;
 }
 
-// bfloat16_from_float of storage.h, written without a branch so that loops of it become vector code.
+// The same as bfloat16_from_float (base/storage.h), without a branch so that loops over it are vectorized.
 static inline void store(storage_t *out, accumulator_t value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof(bits));
@@ -52,7 +52,7 @@ static inline void store(storage_t *out, accumulator_t value) {
 }
 #endif
 
-// The calling thread's own A[SCRATCH_ELEMENTS], inside a parallel loop of num_threads(stream->threads).
+// The scratch A[SCRATCH_ELEMENTS] of the calling thread, in a parallel loop of num_threads(stream->threads).
 static inline accumulator_t *thread_scratch(const Stream *stream) {
     return (accumulator_t *)stream->scratch + (int64_t)omp_get_thread_num() * SCRATCH_ELEMENTS;
 }

@@ -1,4 +1,4 @@
-// What an operation on the CPU finds behind its stream: it runs at once, on this many threads, each with
+// The stream of the CPU: operations run at once, in the call. It only has their number of threads and
 // scratch.
 #pragma once
 #include "device/ops.h"
@@ -6,7 +6,7 @@
 // Accumulator elements of scratch for each thread. linear.c and attention.c size their tiles to fit.
 #define SCRATCH_ELEMENTS (144 * 1024)
 
-// Values of the widest head whose blocks attention.c has room for in the scratch.
+// The largest head_dim: with it blocks of attention.c still fit the scratch.
 #define HEAD_DIM_MAX (16 * 1024)
 
 struct Stream {
@@ -14,7 +14,7 @@ struct Stream {
     void *scratch; // A[threads, SCRATCH_ELEMENTS]
 };
 
-// The same source (operations.c and what it names) compiled for each storage type.
+// The operations, compiled for each storage type from the same source (operations.c).
 Ops cpu_ops_float64(void);
 Ops cpu_ops_float32(void);
 Ops cpu_ops_bfloat16(void);

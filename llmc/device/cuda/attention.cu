@@ -1,7 +1,6 @@
-// The attention operations: cuDNN (cudnn_attention.h), and the log-sum-exp in the layout that the caller
-// wants. cuDNN is given a log-sum-exp without gaps, the one layout that all its engines are used with; one
-// laid out otherwise goes through a copy at the end of the workspace: 16 bytes per query and head, against at
-// least 8·head_dim for the attention itself.
+// The attention operations, by cuDNN (cudnn_attention.h). cuDNN always gets a log-sum-exp without gaps, the
+// only layout that all its engines support. If the caller's has gaps it is copied to or from the end of the
+// workspace: a copy moves 8 bytes per query and head, the attention itself at least 8·head_dim.
 #include "device/cuda/attention.cuh"
 #include "device/cuda/limits.cuh"
 #include "device/cuda/operations.cuh"
@@ -29,7 +28,8 @@ __global__ void logsumexp_copy_kernel(float *__restrict__ to, const float *__res
         to[strided] = from[dense];
 }
 
-// Copies a log-sum-exp between the shape's layout and the one without gaps (gather: to the latter).
+// Copies a log-sum-exp between the shape's layout and one without gaps: with `gather` to the one without
+// gaps, else from it.
 static void logsumexp_copy(float *to, const float *from, bool gather, const AttentionShape *shape,
                            Stream *stream) {
     const int block = 256;
@@ -38,7 +38,7 @@ static void logsumexp_copy(float *to, const float *from, bool gather, const Atte
     kernel<<<grid, block, 0, stream->cuda>>>(to, from, shape->query_len, shape->logsumexp);
 }
 
-// Where cuDNN's own workspace ends and the copy of the log-sum-exp begins.
+// Bytes of cuDNN's own workspace, after which the copy of the log-sum-exp begins.
 static size_t cudnn_workspace(const AttentionShape *shape, bool backward, Stream *stream) {
     return (size_t)round_up((int64_t)cudnn_attention_workspace(stream->attention, shape, backward), 256);
 }
@@ -49,13 +49,13 @@ static size_t attention_workspace(const AttentionShape *shape, bool backward, St
     return cudnn_workspace(shape, backward, stream) + (logsumexp_has_gaps(shape) ? logsumexp : 0);
 }
 
-// Pairs of a query and a key that it sees, over batch and heads.
+// The number of pairs of a query and a key that it sees, over batch and heads.
 static double attention_pairs(const AttentionShape *shape) {
     const double rows = (double)shape->batch * shape->heads * (double)shape->query_len;
     return rows * (shape->causal ? ((double)shape->query_len + 1) / 2 : (double)shape->key_len);
 }
 
-// Bytes of `queries` tensors like the queries and `keys` like the keys, and of the log-sum-exp.
+// Bytes of the log-sum-exp and of several tensors, `queries` of the queries' shape and `keys` of the keys'.
 static double attention_bytes(const AttentionShape *shape, double queries, double keys) {
     const double query_rows = (double)shape->batch * shape->heads * (double)shape->query_len;
     const double key_rows = (double)shape->batch * shape->kv_heads * (double)shape->key_len;
@@ -106,11 +106,11 @@ static void attention_backward(void *grad_query, void *grad_key, void *grad_valu
 constexpr int MERGE_THREADS = 256;
 static_assert(WARP * WIDTH >= HEAD_DIM_MAX, "a warp holds the widest head");
 
-// A team of `members` neighbouring lanes of a warp, a vector each, does one query of one head of a sequence
-// (blockIdx.z); a block does neighbouring queries of one head, and neighbouring blocks the heads in turn. The
-// last lanes of a warp may be left over. The whole team has read the log-sum-exp before its first lane writes
-// it. Weights as in the plain C. Reads and writes sum once and reads part once, 10 bytes per element, or 6 if
-// `first`; 3 operations.
+// A team of `members` neighbouring lanes of a warp, a vector each, merges one query of one head of a sequence
+// (blockIdx.z). A block merges neighbouring queries of one head; consecutive blocks go through the heads,
+// then to the next queries. The last lanes of a warp may be idle. __syncwarp: the whole team reads the
+// log-sum-exp before its first lane overwrites it. Weights as in merge_query (device/cpu/attention.c). Reads
+// and writes sum once and reads part once: 10 bytes per element, or 6 if `first`; 3 operations.
 __global__ void __launch_bounds__(MERGE_THREADS)
     attention_merge_kernel(float *__restrict__ sum, float *logsumexp, const bf16 *__restrict__ part,
                            const float *__restrict__ part_logsumexp, int64_t query_len, int heads,

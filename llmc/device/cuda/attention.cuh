@@ -1,4 +1,4 @@
-// What the files of attention share: where a row is, and attention of a single query (single_query.cu).
+// Shared by attention.cu and single_query.cu: the address of a row, and attention of a single query.
 #pragma once
 #include "device/cuda/vector.cuh"
 

@@ -1,4 +1,4 @@
-// Collectives of CUDA devices: NCCL, on one stream for all groups, beside the stream of the operations.
+// Collectives of CUDA devices: NCCL, on one stream for all groups, which runs beside the device's stream.
 #include "device/cuda/collectives.cuh"
 #include "parallel/watchdog.h"
 #include "device/cuda/stream.cuh"
@@ -7,26 +7,26 @@
 #include <nvtx3/nvToolsExt.h>
 #include <pthread.h>
 
-// One operation that was queued, until it has ended: what the watchdog looks at.
+// A queued operation, which the watchdog observes until it has ended.
 struct Queued {
     cudaEvent_t begun, ended;
     const char *what;
 };
 
-constexpr int QUEUED_MAX = 256; // that are remembered; with more under way the oldest are not watched
+constexpr int QUEUED_MAX = 256; // operations that are observed; with more under way the oldest are not
 
 struct CudaCollectives {
-    Collectives collectives; // first, so that it is also one of these
+    Collectives collectives; // first, so that a pointer to it is also one to the whole
     int gpu;
     cudaStream_t stream;
-    cudaEvent_t device_reached, stream_reached; // a point of the device's stream, and of this one
-    ncclComm_t comms[GROUPS]; // of the groups that operations take, where they have more than one rank
-    pthread_mutex_t lock;     // of what follows
+    cudaEvent_t device_reached, stream_reached; // one stream waits for these points of the other
+    ncclComm_t comms[GROUPS];                   // NULL for GROUP_DATA and for groups of one rank
+    pthread_mutex_t lock;                       // guards queued, first and end
     Queued queued[QUEUED_MAX];
-    uint64_t first, end; // of those under way, counted from the start
-    uint64_t seen;       // the first when the watchdog last looked,
-    double seen_seconds; // and for how long it has been
-    double held_seconds; // for how long the watchdog has not been let look
+    uint64_t first, end; // operations [first, end), numbered from the run's start, may be under way
+    uint64_t seen;       // `first` at the watchdog's last look
+    double seen_seconds; // for how long the watchdog has seen the same operation run
+    double held_seconds; // for how long the lock has kept the watchdog from looking
     char trouble[256];
 };
 
@@ -44,7 +44,7 @@ static void nccl_check(ncclResult_t result, const char *what, const char *file, 
 
 // --- the queue ------------------------------------------------------------------------------------------
 
-// The span of one operation: behind what the device's stream has been given, and remembered for the watchdog.
+// The span of one operation: makes it wait for the device's stream, and records it for the watchdog.
 struct QueueScope {
     CudaCollectives *self;
     Queued *entry;
@@ -109,7 +109,7 @@ static void exchange(Collectives *collectives, GroupKind group, const Message *s
 
 // --- watching -------------------------------------------------------------------------------------------
 
-// The oldest operation that has begun and not ended, if it is the one it was at the last look.
+// Returns a message if the oldest operation under way has been running beyond the deadline, else NULL.
 static const char *look_at_queue(CudaCollectives *self, double deadline) {
     while (self->first < self->end &&
            cudaEventQuery(self->queued[self->first % QUEUED_MAX].ended) == cudaSuccess)
@@ -117,7 +117,7 @@ static const char *look_at_queue(CudaCollectives *self, double deadline) {
     const Queued *oldest = &self->queued[self->first % QUEUED_MAX];
     const bool waits = self->first < self->end && cudaEventQuery(oldest->begun) == cudaSuccess;
     self->seen_seconds =
-        waits && self->first == self->seen ? self->seen_seconds + 1 : 0; // it looks once a second
+        waits && self->first == self->seen ? self->seen_seconds + 1 : 0; // called once a second
     self->seen = self->first;
     if (self->seen_seconds <= deadline) return NULL;
     snprintf(self->trouble, sizeof(self->trouble),
@@ -128,7 +128,7 @@ static const char *look_at_queue(CudaCollectives *self, double deadline) {
 
 static const char *look(void *context, double deadline) {
     CudaCollectives *self = (CudaCollectives *)context;
-    cudaSetDevice(self->gpu); // for this thread
+    cudaSetDevice(self->gpu); // each thread has a current GPU of its own
     for (int group = 0; group < GROUPS; group++) {
         ncclResult_t result = ncclSuccess;
         if (self->comms[group]) ncclCommGetAsyncError(self->comms[group], &result);
@@ -137,7 +137,7 @@ static const char *look(void *context, double deadline) {
                  ncclGetLastError(NULL));
         return self->trouble;
     }
-    // Held, an operation is just being queued, which NCCL can take for a wait of its own.
+    // While the lock is held an operation is being queued, and in that NCCL itself may wait for other ranks.
     if (pthread_mutex_trylock(&self->lock) != 0) {
         if (++self->held_seconds <= deadline) return NULL;
         snprintf(self->trouble, sizeof(self->trouble),
@@ -161,8 +161,8 @@ static void create_comms(CudaCollectives *self, const Communicator *communicator
                                  context.rank, &self->comms[GROUP_CONTEXT], NULL));
 }
 
-// Each kind once: NCCL takes memory for a connection when it is first used, and what it takes later would be
-// missing in the plan of the rest.
+// Runs each kind of operation once: NCCL allocates a connection's memory when it is first used. That must
+// come before the memory plan is compared with the free memory.
 static void connect_all(Collectives *collectives) {
     const Communicator *communicator = collectives->communicator;
     const size_t bytes = (size_t)1 << 20;
@@ -213,8 +213,7 @@ Collectives *cuda_connect(Device *device, const Communicator *communicator) {
     collectives->destroy = destroy;
     pthread_mutex_init(&self->lock, NULL);
     CUDA_CHECK(cudaGetDevice(&self->gpu));
-    // Before the operations' stream wherever both have something to run: transfers must not wait for the
-    // attention that they hide behind.
+    // Higher priority than the device's stream: transfers must not wait for the attention that hides them.
     int least, greatest;
     CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     CUDA_CHECK(cudaStreamCreateWithPriority(&self->stream, cudaStreamNonBlocking, greatest));

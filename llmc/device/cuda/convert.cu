@@ -1,9 +1,9 @@
-// Between the storage and the accumulator type, element by element.
+// Conversions between the storage type and the accumulator type, element by element.
 #include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 
-// What is done with N neighbouring elements follows from their types: in is added to an accumulator, copied
-// as it is, or rounded to storage.
+// Transfers N neighbouring elements, by their types: storage is added to an accumulator, storage is copied to
+// storage, an accumulator is rounded to storage.
 template <int N> __device__ inline void transfer(float *to, const bf16 *from) {
     if constexpr (N == 1) {
         *to += __bfloat162float(*from);
@@ -30,8 +30,8 @@ template <int N> __device__ inline void transfer(bf16 *to, const float *from) {
         store(to, load<N>(from));
 }
 
-// N = 8: rows and strides are whole vectors; N = 1: any. Reads in once and writes out once, to accumulate
-// reads it too: 10 bytes per element to accumulate, 4 to copy, 6 to round; at most 1 operation.
+// N = 8 if rows and strides are whole vectors, else N = 1. Reads `in` once and writes `out` once, which
+// accumulating also reads: 10 bytes per element to accumulate, 4 to copy, 6 to round; at most 1 operation.
 template <int N, typename Out, typename In>
 __global__ void rows_kernel(Out *__restrict__ out, int64_t out_stride, const In *__restrict__ in,
                             int64_t in_stride, int64_t rows, int64_t columns) {
@@ -69,7 +69,8 @@ static void round_rows(void *out, int64_t out_stride, const void *in, int64_t in
     transfer_rows((bf16 *)out, out_stride, (const float *)in, in_stride, rows, columns, stream);
 }
 
-// A thread takes a vector of 8 elements; the thread after the last whole vector takes what is left over.
+// A thread rounds a vector of 8 elements; the thread after the last whole vector rounds the remaining
+// elements.
 // Reads 4 and writes 2 bytes per element.
 __global__ void __launch_bounds__(256)
     round_to_storage_kernel(bf16 *__restrict__ out, const float *__restrict__ in, int64_t count) {

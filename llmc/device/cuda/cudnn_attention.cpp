@@ -15,7 +15,7 @@ using fe::graph::SDPA_backward_attributes;
 using fe::graph::Tensor_attributes;
 using Tensor = std::shared_ptr<Tensor_attributes>;
 
-// The tensors' names in a graph and in the table of addresses it runs on.
+// Identifies tensors in a graph, and in the table of addresses that a run of the graph is given.
 enum TensorId : int64_t { QUERY = 1, KEY, VALUE, OUT, LOGSUMEXP, GRAD_OUT, GRAD_QUERY, GRAD_KEY, GRAD_VALUE };
 using Addresses = std::unordered_map<int64_t, void *>;
 
@@ -77,7 +77,8 @@ static void check_handle(cudnnStatus_t status, const char *what) {
 
 // --- graphs ---------------------------------------------------------------------------------------------
 
-// What of a shape a plan depends on, every byte defined so that shapes can be compared as bytes.
+// The parts of a shape that an execution plan depends on, all else zero: such shapes can be compared as
+// bytes.
 static AttentionShape plan_shape(const AttentionShape &shape, bool backward) {
     AttentionShape key;
     memset(&key, 0, sizeof(key));

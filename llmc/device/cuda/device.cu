@@ -9,17 +9,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Transfers go through two pinned buffers in turn: while the GPU copies one, the host fills or empties the
+// Transfers alternate between two pinned buffers: while the GPU copies one, the host fills or empties the
 // other.
 constexpr size_t STAGING_BYTES = (size_t)16 << 20;
 
 struct Staging {
     void *memory;
-    cudaEvent_t copied; // the GPU is done with it
+    cudaEvent_t copied; // the GPU has read or written the buffer
 };
 
 struct CudaDevice {
-    Device device; // first, so that a Device of this kind is also a CudaDevice
+    Device device; // first, so that a pointer to it is also one to the whole
     Stream stream;
     Ops ops;
     Staging staging[2];
@@ -54,7 +54,7 @@ static void *cuda_allocate(Device *, size_t bytes) {
     void *memory = NULL;
     cudaError_t error = cudaMalloc(&memory, bytes);
     if (error == cudaErrorMemoryAllocation) {
-        cudaGetLastError(); // reported to the caller, so not to the next check
+        cudaGetLastError(); // clears the error: the next CUDA_CHECK must not report it
         return NULL;
     }
     CUDA_CHECK(error);
@@ -65,7 +65,7 @@ static void cuda_release(Device *, void *memory) {
     CUDA_CHECK(cudaFree(memory));
 }
 
-// One core cannot copy as fast as the bus can carry.
+// Copies with several threads: one core is slower than the bus to the GPU.
 static void copy_parallel(void *to, const void *from, size_t bytes) {
     const size_t piece = (size_t)1 << 20;
     const int64_t pieces = divide_up((int64_t)bytes, (int64_t)piece);
@@ -95,7 +95,7 @@ static void cuda_upload(Device *device, void *device_memory, const void *host_me
 
 static void cuda_download(Device *device, void *host_memory, const void *device_memory, size_t bytes) {
     CudaDevice *self = cuda_device(device);
-    // One turn more than there are pieces: each turn starts a piece and takes in the one before it.
+    // Each iteration starts the copy of one piece and then empties the one before; a last one only empties.
     for (size_t offset = 0, turn = 0; offset < bytes + STAGING_BYTES; offset += STAGING_BYTES, turn++) {
         if (offset < bytes) {
             Staging *staging = &self->staging[turn % 2];
@@ -127,7 +127,7 @@ static void cuda_memory(Device *, size_t *free_bytes, size_t *total_bytes) {
 
 // --- the device -----------------------------------------------------------------------------------------
 
-// Dense bfloat16 FLOP/s by the datasheets; a name is known by its longest prefix here.
+// Dense bfloat16 FLOP/s by the datasheets, of the longest entry that `name` begins with; 0 if there is none.
 static double peak_flops(const char *name) {
     static const struct {
         const char *name;
@@ -149,7 +149,7 @@ static double peak_flops(const char *name) {
     return flops;
 }
 
-// Any kernel of the program's own: they are all compiled for the same GPUs.
+// A kernel for check_gpu to test: whether it can be loaded shows whether the program was built for this GPU.
 static __global__ void any_kernel() {}
 
 static void check_gpu(int index, const cudaDeviceProp *properties) {

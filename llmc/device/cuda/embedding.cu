@@ -4,7 +4,7 @@
 
 #include <cub/device/device_radix_sort.cuh>
 
-// Reads a row of the table and writes it: 4 bytes per element.
+// Reads a row of the table for each token and writes it: 4 bytes per element.
 __global__ void embedding_forward_kernel(bf16 *__restrict__ out, const bf16 *__restrict__ weight,
                                          const int32_t *__restrict__ tokens, int64_t rows, int64_t vectors) {
     const int64_t row = grid_row(), vector = grid_vector();
@@ -24,14 +24,14 @@ static void embedding_forward(void *out, const void *weight, const int32_t *toke
 
 // --- backward -------------------------------------------------------------------------------------------
 //
-// The rows are sorted by token (a stable sort: the rows of a token stay in order), and the sorted rows are
-// cut into chunks of SORTED_CHUNK. A run of one token inside a chunk belongs to that chunk alone, which adds
-// its sum to the table. A run that crosses a border of the chunk leaves its sum in `partials[chunk][side]`:
-// side 0 if it began before the chunk, else side 1. The chunk in which such a run began then adds all of its
-// partial sums in order.
+// The rows of grad_out are sorted by token (stably: rows of the same token stay in order) and divided into
+// chunks of SORTED_CHUNK rows. A run is the rows of one token. The first kernel sums runs within each chunk:
+// the sum of a run that lies inside the chunk is added to the table; of a run that crosses the chunk's
+// border, the chunk's part is stored in partials[chunk][side], side 0 if the run began before the chunk, else
+// side 1. The second kernel adds up, for the chunk in which such a run began, all its partial sums in order.
 
 constexpr int SORTED_CHUNK = 64;
-constexpr int SORTED_BATCH = 8; // rows whose loads are under way together
+constexpr int SORTED_BATCH = 8; // rows that a thread loads before it uses the first
 constexpr int EMBEDDING_THREADS = 128;
 
 __global__ void row_numbers_kernel(int32_t *out, int32_t count) {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(EMBEDDING_THREADS)
     const int32_t before = start > 0 ? sorted_tokens[start - 1] : -1;
     const int32_t after = start + count < rows ? sorted_tokens[start + count] : -1;
 
-    bool began_before = tokens[0] == before; // of the run at hand
+    bool began_before = tokens[0] == before; // the current run began before this chunk
     Floats<8> sum = {};
     for (int first = 0; first < count; first += SORTED_BATCH) {
         uint4 packed[SORTED_BATCH];
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(EMBEDDING_THREADS)
             for (int j = 0; j < WIDTH; j++) sum.x[j] += values.x[j];
             const bool last = i + 1 == count;
             if (!last && tokens[i + 1] == tokens[i]) continue;
-            // The run ends here, or the chunk does.
+            // The end of a run or of the chunk.
             if (began_before || (last && tokens[i] == after)) {
                 const int side = began_before ? 0 : 1;
                 store(partials + ((int64_t)blockIdx.x * 2 + side) * dim + column, sum);
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(EMBEDDING_THREADS)
     }
 }
 
-// Where the run of `token` ends among the sorted tokens, from position `from` (which has that token) on.
+// The position after the last `token` among the sorted tokens; sorted_tokens[from] must be one.
 __device__ inline int64_t run_end(const int32_t *sorted_tokens, int64_t from, int64_t rows, int32_t token) {
     int64_t inside = from, outside = rows;
     while (outside - inside > 1) {
@@ -106,13 +106,13 @@ __device__ inline int64_t run_end(const int32_t *sorted_tokens, int64_t from, in
     return outside;
 }
 
-constexpr int BORDER_SPLITS = 8;         // threads that share a column's partial sums
+constexpr int BORDER_SPLITS = 8;         // threads that share the partial sums of a column
 constexpr int BORDER_COLUMNS = WARP * 4; // columns of a block
 
-// A block per border after a chunk (blockIdx.x) and BORDER_COLUMNS columns (blockIdx.y). If a run of that
-// chunk's own crosses the border, thread (x, y) adds, for four columns, the partial sums of every
-// BORDER_SPLITS-th chunk from y on; the y's are then added in order. Moves 4 bytes per column and partial
-// sum.
+// A block per chunk (blockIdx.x) and BORDER_COLUMNS columns (blockIdx.y). If a run begins in the chunk and
+// crosses its end, thread (x, y) adds up, for four columns, the partial sums of every BORDER_SPLITS-th chunk
+// of the run, beginning with the y-th; then the sums of all y are added in order. Moves 4 bytes per column
+// and partial sum.
 __global__ void __launch_bounds__(WARP *BORDER_SPLITS)
     embedding_backward_border_kernel(float *__restrict__ grad_weight, const float *__restrict__ partials,
                                      const int32_t *__restrict__ sorted_tokens, int64_t rows, int64_t dim) {
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(WARP *BORDER_SPLITS)
     const int32_t token = sorted_tokens[border - 1];
     const bool crosses = sorted_tokens[border] == token;
     const bool began_before = start > 0 && sorted_tokens[start - 1] == token;
-    if (!crosses || began_before) return;                                                  // the whole block
+    if (!crosses || began_before) return; // the same for all threads of the block
     const int64_t last = (run_end(sorted_tokens, border, rows, token) - 1) / SORTED_CHUNK; // chunk it ends in
 
     const int64_t column = (int64_t)blockIdx.y * BORDER_COLUMNS + threadIdx.x * 4;
@@ -144,16 +144,17 @@ __global__ void __launch_bounds__(WARP *BORDER_SPLITS)
     store(to, total);
 }
 
-// How the workspace is used for a slice of rows.
+// The parts of the workspace, for a slice of `rows` rows.
 struct EmbeddingScratch {
     int32_t *row_numbers, *sorted_tokens, *sorted_rows; // [rows]
     float *partials;                                    // [chunks, 2, dim]
-    void *sort;                                         // the rest
+    void *sort;                                         // the rest of the workspace, for the sort
     size_t sort_bytes;
 };
 
-// Rows whose scratch memory fits the workspace: three int32 and (in the sort) two more per row, their part of
-// the partial sums, and some room for the sort's tables and for alignment.
+// The most rows for which the workspace suffices. A row needs three int32 (EmbeddingScratch), two more and
+// some tables in the sort (4 MiB and an int32 per row are spare for tables and alignment), and its partial
+// sums.
 static int64_t embedding_slice(int64_t dim) {
     const int64_t room = (int64_t)WORKSPACE_BYTES - ((int64_t)4 << 20);
     const int64_t chunk_bytes =

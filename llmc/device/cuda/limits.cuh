@@ -1,10 +1,10 @@
-// The largest shapes that the kernels take. Device.supports and SelectionOps.supported refuse larger ones
-// before anything is queued; each kernel's file checks, as it is compiled, that it can do what stands here.
+// The largest shapes that the kernels support. Device.supports and SelectionOps.supported refuse larger ones
+// before anything is queued; static_asserts in the kernels' files check that they reach these limits.
 #pragma once
 #include <stdint.h>
 
-constexpr int HEAD_DIM_MAX = 256;        // values of a head, where they are a multiple of 16
-constexpr int UNEVEN_HEAD_DIM_MAX = 128; // and where they are one of 8 only
-constexpr int64_t DIM_MAX = 16384;       // values of a row that is normalized
-constexpr int64_t BATCH_MAX = 32767;     // sequences in two pieces each: a grid's z reaches to 65535
-constexpr int LEVELS_MAX = 8;            // of a pyramid
+constexpr int HEAD_DIM_MAX = 256;        // head_dim, if it is a multiple of 16
+constexpr int UNEVEN_HEAD_DIM_MAX = 128; // head_dim, if it is a multiple of 8 but not of 16
+constexpr int64_t DIM_MAX = 16384;       // elements of a row that is normalized
+constexpr int64_t BATCH_MAX = 32767;     // sequences: a grid's z, at most 65535, counts two pieces of each
+constexpr int LEVELS_MAX = 8;            // levels of a pyramid

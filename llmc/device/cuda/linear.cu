@@ -1,5 +1,5 @@
-// Linear layers, by cuBLASLt. It thinks in column-major matrices, and a row-major matrix is the transpose of
-// the column-major one in the same memory; so for a row-major product X · Y it is asked for Yᵀ · Xᵀ.
+// Linear layers, by cuBLASLt, which takes column-major matrices. Read as column-major, the memory of a
+// row-major matrix is its transpose; so a row-major product X · Y is requested as Yᵀ · Xᵀ.
 #include "device/cuda/operations.cuh"
 #include "device/cuda/stream.cuh"
 
@@ -7,7 +7,8 @@
 
 enum MatmulKind { LINEAR_FORWARD, LINEAR_BACKWARD_INPUT, LINEAR_BACKWARD_WEIGHT };
 
-// A planned product: D = op(A) · op(B) + beta · C, with C and D of one layout.
+// A product D = op(A) · op(B) + beta · C of one kind and size, with its algorithm; C and D have the same
+// layout.
 struct Matmul {
     MatmulKind kind;
     int64_t rows, outputs, inputs;
@@ -23,7 +24,7 @@ static const char *matmul_name(MatmulKind kind) {
                                            : "linear_backward_weight";
 }
 
-// The layout of the transpose of a row-major [rows, columns].
+// The column-major layout of the transpose of a row-major matrix [rows, columns].
 static cublasLtMatrixLayout_t transposed_layout(cudaDataType_t type, int64_t rows, int64_t columns) {
     cublasLtMatrixLayout_t layout;
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&layout, type, (uint64_t)columns, (uint64_t)rows, columns));
@@ -59,8 +60,8 @@ static void matmul_describe(Matmul *matmul) {
         cublasLtMatmulDescSetAttribute(matmul->product, CUBLASLT_MATMUL_DESC_TRANSB, &b_op, sizeof(b_op)));
 }
 
-// What an algorithm may rely on and use. A product that is cut along its inner dimension is to be added up in
-// the workspace, in float: that is deterministic and rounds once.
+// The alignment and workspace that an algorithm may use. If it splits the inner dimension, it has to add up
+// the parts in the workspace in float: this is deterministic and rounds once.
 static cublasLtMatmulPreference_t matmul_preference() {
     const size_t workspace = WORKSPACE_BYTES;
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, alignment = 16;
@@ -95,7 +96,8 @@ static void matmul_choose(Matmul *matmul, Stream *stream) {
     matmul->algorithm = result.algo;
 }
 
-// The plan for this product: made when it is first seen, and the same ever after.
+// The Matmul for this product. Its algorithm is chosen at the first call and never changes, so that results
+// do not.
 static const Matmul *matmul_find(MatmulKind kind, int64_t rows, int64_t outputs, int64_t inputs,
                                  Stream *stream) {
     for (const Matmul *matmul = stream->matmuls; matmul; matmul = matmul->next)
@@ -126,8 +128,7 @@ void matmuls_free(Stream *stream) {
     }
 }
 
-// D = op(A) · op(B) + C, or without C if it is NULL. 2·rows·outputs·inputs operations; `bytes`: of all
-// operands.
+// D = op(A) · op(B) + C; C may be NULL. `bytes`: of all operands, for the profile.
 static void matmul_run(MatmulKind kind, void *d, const void *a, const void *b, const void *c, int64_t rows,
                        int64_t outputs, int64_t inputs, double bytes, Stream *stream) {
     const double flops = 2.0 * (double)rows * (double)outputs * (double)inputs;

@@ -5,16 +5,16 @@
 #include <float.h>
 
 constexpr int ENTROPY_THREADS = 512;
-constexpr int ENTROPY_BATCH = 4; // vectors of a thread whose loads are under way together
+constexpr int ENTROPY_BATCH = 4; // vectors that a thread loads before it uses the first
 
-// e^x for x <= 0 by the hardware's power of two: 2 ulp, and 0 where the result would be denormal.
+// e^x for x <= 0 by the hardware's 2^x: the error is at most 2 ulp; a denormal result becomes 0.
 __device__ inline float exp_fast(float x) {
     float result;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
     return result;
 }
 
-// The sum of e^x over some values, kept as a multiple of the e^x of the largest.
+// The sum of e^x over some values, stored as `max`, the largest x, and `sum`, the sum of e^(x - max).
 struct ExpSum {
     float max, sum;
 };
@@ -34,7 +34,8 @@ __device__ inline void exp_sum_add(ExpSum &total, const Floats<8> &values) {
     total = {max, sum};
 }
 
-// Over all threads of the block, the same bits in each: warps first, then the warps in order.
+// Combines the sums of all threads of the block, within each warp and then the warps in order. All threads
+// get the same bits.
 __device__ inline ExpSum exp_sum_block(ExpSum mine) {
     __shared__ ExpSum warps[ENTROPY_THREADS / WARP];
 #pragma unroll
@@ -50,11 +51,12 @@ __device__ inline ExpSum exp_sum_block(ExpSum mine) {
     return total;
 }
 
-// A block per row. The row's vectors start at its first 16-byte boundary, `head` elements in; the `scalars`
-// before and after them are few. Vector v belongs to thread v % blockDim.x. With GRADIENT the first `cached`
-// vectors of the row stay in shared memory for the second pass, which otherwise reads backwards, what the L2
-// cache saw last first: one read from memory and one write, 4 bytes per element (2 without gradient), and
-// about 16 operations of which 2 are exponentials.
+// A block per row. The first `head` elements of a row lie before its first 16-byte boundary, where its
+// vectors begin; the `scalars` elements before and after the vectors are processed one by one. Vector v
+// belongs to thread v % blockDim.x. With GRADIENT a second pass reads the row again: the first `cached`
+// vectors from shared memory; the others from the last one backwards, because the last ones read are still in
+// the L2 cache. So the row is read from memory once and written once: 4 bytes per element (2 without
+// gradient); about 16 operations, of which 2 are exponentials.
 template <bool GRADIENT>
 __global__ void __launch_bounds__(ENTROPY_THREADS, 2)
     cross_entropy_kernel(float *__restrict__ losses, bf16 *__restrict__ logits,
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(ENTROPY_THREADS, 2)
     const int64_t head = to_boundary < vocab ? to_boundary : vocab;
     const int vectors = (int)((vocab - head) / WIDTH), threads = blockDim.x, thread = threadIdx.x;
     const int scalars = (int)(vocab - (int64_t)vectors * WIDTH);
-    const int64_t scalar = thread < head ? thread : thread + (int64_t)vectors * WIDTH; // of the first threads
+    const int64_t scalar = thread < head ? thread : thread + (int64_t)vectors * WIDTH; // if thread < scalars
     bf16 *body = row + head;
     const int32_t target = targets[blockIdx.x];
     const float target_logit = __bfloat162float(row[target]); // before anything is overwritten
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(ENTROPY_THREADS, 2)
     if (!GRADIENT) return;
 
     const float factor = gradient_scale / total.sum;
-    const int target_in_body = (int)(target - head); // negative if it is before the vectors
+    const int target_in_body = (int)(target - head); // negative if the target is before the vectors
     const int rounds = (vectors - thread + threads - 1) / threads;
     for (int last = rounds - 1; last >= 0; last -= ENTROPY_BATCH) {
         uint4 packed[ENTROPY_BATCH];
@@ -134,7 +136,8 @@ static void cross_entropy(void *losses, void *logits, const int32_t *targets, in
             (float *)losses, (bf16 *)logits, targets, vocab, 0, 0);
         return;
     }
-    // Two blocks share a multiprocessor; each also has 1 KiB of the system's, and up to 1 KiB of its own.
+    // Two blocks share a multiprocessor. Of its half, a block loses 1 KiB to CUDA, and less than 1 KiB is
+    // static.
     const int64_t room = (int64_t)stream->shared_memory / 2 - 2048;
     const int64_t cached = min_i64(vectors, room / (int64_t)sizeof(uint4));
     const int shared = (int)(cached * (int64_t)sizeof(uint4));

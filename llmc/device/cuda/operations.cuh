@@ -1,4 +1,4 @@
-// The groups of llmc/device/ops.h that the files here define.
+// The groups of llmc/device/ops.h, as this folder defines them.
 #pragma once
 #include "device/ops.h"
 

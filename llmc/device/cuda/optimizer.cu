@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-// The update's constants, in the arithmetic's precision.
+// The constants of one update (AdamwStep), computed in double and rounded to float.
 struct AdamwConstants {
     float gradient_scale, learning_rate, weight_decay, epsilon;
     float beta1, rest1; // rest1 = 1 - beta1
@@ -35,7 +35,7 @@ __device__ inline void adamw_element(float &master, float &m, float &v, float gr
     master -= c.learning_rate * (step + c.weight_decay * master);
 }
 
-// A thread takes a vector of 8 elements; the thread after the last whole vector takes what is left over.
+// A thread updates a vector of 8 elements; the thread after the last whole vector updates the remaining ones.
 // Reads master, m, v and grad, writes master, m, v and weights: 30 bytes per element; about 30 operations.
 __global__ void __launch_bounds__(256)
     adamw_kernel(bf16 *__restrict__ weights, float *__restrict__ master, float *__restrict__ m,

@@ -1,5 +1,5 @@
-// Where the time of a CUDA device goes, operation by operation: CUDA events around every operation, together
-// with the bytes it has to move and the arithmetic it has to do. Costs nothing while it is off.
+// The time that a CUDA device spends in each operation, measured with CUDA events, and the bytes and
+// arithmetic that the operation needs. Costs nothing while it is off.
 #pragma once
 #include "device/device.h"
 
@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-// One operation, for linear layers and attention one of each shape.
+// The calls of one operation; linear layers and attention have a row for each shape.
 typedef struct {
     char name[96]; // "linear_forward 98304x3072x1024"
     int64_t calls;
@@ -19,8 +19,8 @@ typedef struct {
 // Records every operation that is queued on this CUDA device from now on.
 void cuda_profile_start(Device *device);
 
-// Waits for the device, stops recording and returns a row per operation, the costliest first; *count is how
-// many. The caller frees the rows.
+// Waits for the device, stops recording and returns *count rows, one per operation, the one that took most
+// time first. The caller frees the rows.
 ProfileRow *cuda_profile_stop(Device *device, int *count);
 
 #ifdef __cplusplus

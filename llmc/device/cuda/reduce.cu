@@ -4,9 +4,9 @@
 
 constexpr int SUM_BLOCKS_MAX = 1024;
 constexpr int SUM_THREADS = 256;
-constexpr int SUM_BATCH = 4; // 16-byte vectors of a thread whose loads are under way together
+constexpr int SUM_BATCH = 4; // 16-byte vectors that a thread loads before it uses the first
 
-// The sum over a block's threads, in thread 0.
+// The sum over a block's threads; only thread 0 gets it.
 __device__ inline double block_sum(double value) {
     __shared__ double sums[SUM_THREADS / WARP];
     value = warp_sum(value);
@@ -21,9 +21,9 @@ template <bool SQUARED> __device__ inline double sum_term(float x) {
     return SQUARED ? (double)x * (double)x : (double)x;
 }
 
-// partials[blockIdx.x] = this block's part of the sum: every gridDim.x-th round of SUM_BATCH vectors per
-// thread; the elements after the last whole vector go to the first threads of block 0. Reads x once: 4 bytes
-// and 1 or 2 operations per element.
+// partials[blockIdx.x] = this block's part of the sum. In a round each thread of the block adds SUM_BATCH
+// vectors; the blocks take rounds in turn. The first threads of block 0 add the elements after the last whole
+// vector. Reads x once: 4 bytes and 1 or 2 operations per element.
 template <bool SQUARED>
 __global__ void __launch_bounds__(SUM_THREADS)
     sum_parts_kernel(double *__restrict__ partials, const float *__restrict__ x, int64_t count) {

@@ -5,11 +5,11 @@
 
 #include <assert.h>
 
-// A row is held in registers by a team of threads of one block: blockDim.x threads, whole warps, each with up
-// to TEAM_VECTORS vectors of it (vector v belongs to thread v % blockDim.x). A block has blockDim.y teams.
+// A team of blockDim.x threads (whole warps) holds a row in registers, each thread up to TEAM_VECTORS vectors
+// (vector v belongs to thread v % blockDim.x). A block has blockDim.y teams.
 constexpr int TEAM_VECTORS = 4;
 constexpr int TEAM_WARPS_MAX = 16;
-constexpr int BLOCK_WARPS = 8; // unless one team needs more
+constexpr int BLOCK_WARPS = 8; // warps of a block, unless one team needs more
 static_assert(TEAM_WARPS_MAX * WARP * TEAM_VECTORS * WIDTH == DIM_MAX, "a team holds the longest row");
 
 static inline dim3 team_block(int64_t dim) {
@@ -18,7 +18,7 @@ static inline dim3 team_block(int64_t dim) {
     return dim3((unsigned)(warps * WARP), (unsigned)(warps < BLOCK_WARPS ? BLOCK_WARPS / warps : 1));
 }
 
-// Sum over the threads of a team, the same bits in each. All threads of the block must call it.
+// The sum over the threads of a team; all get the same bits. All threads of the block must call it.
 __device__ inline float team_sum(float value) {
     __shared__ float sums[TEAM_WARPS_MAX];
     value = warp_sum(value);
@@ -33,7 +33,8 @@ __device__ inline float team_sum(float value) {
     return total;
 }
 
-// The team's row, zeros beyond its end; all loads are under way before the first is used.
+// Loads the thread's vectors of its team's row, zeros beyond the row's end. All loads are issued before the
+// first value is used.
 __device__ inline void team_load(uint4 out[TEAM_VECTORS], const bf16 *row, int vectors, bool active) {
 #pragma unroll
     for (int k = 0; k < TEAM_VECTORS; k++) {
@@ -88,15 +89,15 @@ static void rmsnorm_forward(void *out, void *rstd, const void *x, const void *we
 // With h = grad_out * weight and n the row's length:
 //   grad_x = grad_residual + rstd * h - x * rstd^3 / n * sum(h * x)
 //   grad_weight += sum over rows of grad_out * x * rstd
-// Block b takes rows b·teams, then every gridDim.x-th such group; it keeps its share of grad_weight in
-// registers and leaves it in partials[b, dim], its teams added in order. Reads grad_out, x and grad_residual
-// once and writes grad_x once: 8 bytes per element; 12 operations.
+// Each team of a block processes one row at a time; the blocks take groups of `teams` rows in turn. A block
+// sums its rows' grad_weight in registers, adds its teams in order, and stores the sum in partials[block,
+// dim]. Reads grad_out, x and grad_residual once and writes grad_x once: 8 bytes per element; 12 operations.
 __global__ void __launch_bounds__(TEAM_WARPS_MAX *WARP)
     rmsnorm_backward_kernel(bf16 *grad_x, float *__restrict__ partials, const bf16 *grad_residual,
                             const bf16 *__restrict__ grad_out, const bf16 *__restrict__ x,
                             const bf16 *__restrict__ weight, const float *__restrict__ rstd, int64_t rows,
                             int vectors) {
-    extern __shared__ float team_sums[]; // [dim], of the teams so far
+    extern __shared__ float team_sums[]; // [dim]: grad_weight of the teams added so far
     float grad_weight[TEAM_VECTORS][WIDTH] = {};
     uint4 weights[TEAM_VECTORS];
     team_load(weights, weight, vectors, true);
@@ -160,8 +161,8 @@ __global__ void __launch_bounds__(TEAM_WARPS_MAX *WARP)
     }
 }
 
-// out[columns] += the sum of in[rows, columns] over its rows. A thread (x, y) of a block of WARP x WARP takes
-// column x and every WARP-th row from y on; the y's are then added in order.
+// out[columns] += the sum of in[rows, columns] over its rows. In a block of WARP x WARP, thread (x, y) sums
+// column x over every WARP-th row, beginning with row y; then the sums of all y are added in order.
 __global__ void __launch_bounds__(WARP *WARP)
     add_column_sums_kernel(float *__restrict__ out, const float *__restrict__ in, int rows, int64_t columns) {
     __shared__ float sums[WARP][WARP + 1];
@@ -184,7 +185,8 @@ static void rmsnorm_backward(void *grad_x, void *grad_weight, const void *grad_r
                   (double)rows * ((grad_residual ? 8.0 : 6.0) * (double)dim + 4) + 8.0 * (double)dim);
     if (rows == 0) return;
     const dim3 block = team_block(dim);
-    // As many blocks as stay resident (at most 128 registers a thread), and no more than their sums fit.
+    // As many blocks as can be resident (at most 128 registers a thread), and as the workspace has partials
+    // for.
     int64_t blocks = min_i64(divide_up(rows, block.y), 2 * (int64_t)stream->multiprocessors);
     blocks = min_i64(blocks, (int64_t)(WORKSPACE_BYTES / ((size_t)dim * sizeof(float))));
     const size_t shared = block.y > 1 ? (size_t)dim * sizeof(float) : 0;

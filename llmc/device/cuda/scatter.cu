@@ -1,18 +1,18 @@
-// From the subsequence back to the sequence, what crosses from piece to piece, and the transposes of both.
-// All are gathers in a fixed order.
+// Scatters the subsequence's outputs to the sequence, computes halos, and the transposes of both. Each thread
+// gathers the terms of its result in a fixed order, so that no atomics are needed.
 #include "device/cuda/lighthouse.cuh"
 #include "device/cuda/operations.cuh"
 
-// The piece that a block works on, as it would on a whole sequence: blockIdx.z counts the sequences of piece
-// 0, then those of piece 1, …
+// The piece that a block works on. blockIdx.z counts first piece 0 of each sequence of the batch, then piece
+// 1 of each, and so on.
 struct Piece {
     int index, batch;
-    int first, tokens; // in the sequence
+    int first, tokens; // the piece's first token in the sequence, and its number of tokens
 };
 
 __device__ inline Piece block_piece(const LighthouseShape &shape, int tokens) {
     Piece piece = {0, (int)blockIdx.z, 0, tokens};
-    while (piece.batch >= (int)shape.batch) { // there are few pieces
+    while (piece.batch >= (int)shape.batch) { // few pieces: faster than a division
         piece.batch -= (int)shape.batch;
         piece.index++;
         piece.first += tokens;
@@ -20,12 +20,13 @@ __device__ inline Piece block_piece(const LighthouseShape &shape, int tokens) {
     return piece;
 }
 
-// Where the row of level 1 of a piece starts in a halo [pieces, batch, levels-1, width].
+// The index at which a piece's row of level 1 starts in a halo [pieces, batch, levels-1, width].
 __device__ inline int64_t halo_start(const LighthouseShape &shape, const Piece &piece, int64_t width) {
     return (piece.index * shape.batch + piece.batch) * (shape.levels - 1) * width;
 }
 
-// Row `row` of rows that lie `bytes` apart: as a 32-bit product it is one instruction.
+// The address of row `row`, with rows `bytes` bytes apart. A product of two 32-bit numbers is one
+// instruction.
 template <typename T> __device__ inline T *row_at(T *rows, int row, int bytes) {
     return (T *)((const char *)rows + (int64_t)row * bytes);
 }
@@ -36,13 +37,14 @@ static RowGrid piece_grid(const LighthouseShape *shape, int64_t rows) {
     return launch;
 }
 
-// Tokens that a thread does, its loads for all of them under way together.
+// The number of tokens that a thread computes; it issues the loads for all of them before it uses the first.
 __host__ __device__ constexpr int scatter_tokens(int levels) {
     return levels <= 4 ? 4 : 2;
 }
 
-// A thread per scatter_tokens (grid_row) of a piece (block_piece) and vector of out's columns (grid_vector).
-// Reads sub_out once from memory, mostly from the caches, and writes out once: 2 bytes per element.
+// A thread per scatter_tokens tokens (grid_row) of a piece (block_piece) and vector of out's columns
+// (grid_vector). Reads sub_out from memory once (repeated reads hit the caches) and writes out once: 2 bytes
+// per element.
 template <int LEVELS>
 __global__ void __launch_bounds__(256)
     scatter_kernel(bf16 *__restrict__ out, const bf16 *__restrict__ sub_out,
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(256)
         for (int level = 0; level < LEVELS; level++) {
             const int shift = level * shape.log2_pool;
             const int start = (int)pyramid_start(shape, level) + (piece.first >> shift) - 1;
-            const int number = (first + k + 1) >> shift; // of the entry in its piece, from 1
+            const int number = (first + k + 1) >> shift; // the entry's number in its piece, from 1; 0: none
             position[k][level] = first + k < piece.tokens && number > 0 ? places[start + number] : -1;
         }
     }
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-// The first pool^(levels-1) - 1 tokens of a piece once more, with what they get from the piece before: a
+// Computes the first pool^(levels-1) - 1 tokens of a piece again, now with the halo from the piece before. A
 // thread per token (grid_row) of a piece (block_piece) and vector of out's columns (grid_vector).
 __global__ void __launch_bounds__(256)
     scatter_first_kernel(bf16 *__restrict__ out, const bf16 *__restrict__ sub_out,
@@ -130,14 +132,15 @@ static void lighthouse_scatter(void *out, const void *sub_out, const void *halo,
         (bf16 *)out, (const bf16 *)sub_out, (const bf16 *)halo, positions, *shape, (int)tokens);
 }
 
-// Blocks that a multiprocessor's registers have room for.
+// The number of blocks for which a multiprocessor has registers.
 constexpr int scatter_backward_blocks(int levels) {
     return levels == 2 ? 4 : levels <= 4 ? 3 : 2;
 }
 
-// With u = token + 1, of tokens numbered in their piece, an entry's output went to a block of u's: block
-// index + 1 of its level, of which the last, at u = the piece's tokens, is cut off after its first. So this
-// is a walk as gather's, over u's. Reads grad_out once and writes each selected entry: 2 bytes per element.
+// Number the tokens of a piece by u = token + 1. The output of entry (level, index) went to the aligned block
+// index + 1 of pool^level u's; the last block of a level has only one u, that of the piece's last token. So
+// the sums are those of the gather, over u instead of tokens, by the same walk (lighthouse.cuh). Reads
+// grad_out once and writes each selected entry: 2 bytes per element.
 template <int LEVELS>
 __global__ void __launch_bounds__(256, scatter_backward_blocks(LEVELS))
     scatter_backward_kernel(bf16 *__restrict__ grad_sub_out, const bf16 *__restrict__ grad_out,
@@ -165,7 +168,7 @@ __global__ void __launch_bounds__(256, scatter_backward_blocks(LEVELS))
     walk<LEVELS>(first, min(first + rows, piece.tokens + 1), piece.tokens, shape.log2_pool, load, place, put);
 }
 
-// A level's last entry of a piece (block_piece): where it stands in the subsequence, or -1.
+// The position in the subsequence of the last entry of a level in a piece; -1 if it is not selected.
 __device__ inline int64_t last_position(const int32_t *positions, const LighthouseShape &shape,
                                         const Piece &piece, int level, int64_t head) {
     const int64_t index = ((piece.first + piece.tokens) >> (level * shape.log2_pool)) - 1;
@@ -173,9 +176,9 @@ __device__ inline int64_t last_position(const int32_t *positions, const Lighthou
                      index];
 }
 
-// The last entries of the levels from 1 on (grid_row) of a piece once more, with what the tokens after it
-// hand back: in the piece their outputs went to its last token alone. A thread per vector of grad_out's
-// columns (grid_vector).
+// Computes the gradients of a piece's last entries at levels from 1 on (grid_row) again, now with the halo's:
+// in the piece their outputs went to its last token only, the rest to the piece after it. A thread per level
+// and vector of grad_out's columns (grid_vector).
 __global__ void __launch_bounds__(256)
     scatter_last_backward_kernel(bf16 *__restrict__ grad_sub_out, const bf16 *__restrict__ grad_out,
                                  const float *__restrict__ grad_halo, const int32_t *__restrict__ positions,
@@ -213,15 +216,14 @@ static void lighthouse_scatter_backward(void *grad_sub_out, const void *grad_out
 }
 
 // --- what crosses from piece to piece -------------------------------------------------------------------
-// A few vectors: nothing is tuned.
+// Halos are a few vectors, so these kernels are not tuned.
 
 static double halo_elements(const LighthouseShape *shape) {
     return (double)shape->pieces * (double)shape->batch * (shape->levels - 1) * shape->heads *
            shape->head_dim;
 }
 
-// A thread per vector of a level's columns (grid_vector), for the levels from 1 on (grid_row) of a piece
-// (block_piece).
+// A thread per level from 1 on (grid_row) of a piece (block_piece) and vector of columns (grid_vector).
 __global__ void halo_kernel(bf16 *__restrict__ halo, const bf16 *__restrict__ sub_out,
                             const int32_t *__restrict__ positions, LighthouseShape shape, int piece_tokens) {
     const Piece piece = block_piece(shape, piece_tokens);
@@ -242,8 +244,8 @@ static void lighthouse_halo(void *halo, const void *sub_out, const int32_t *posi
         (bf16 *)halo, (const bf16 *)sub_out, positions, *shape, (int)(shape->seq_len / shape->pieces));
 }
 
-// A thread per vector of grad_out's columns (grid_vector) of a piece (block_piece): each level's sum goes on
-// where that of the level before ends.
+// A thread per piece (block_piece) and vector of grad_out's columns (grid_vector). A level's sum includes all
+// tokens of the finer levels' sums, so one running sum serves all levels.
 __global__ void halo_backward_kernel(float *__restrict__ grad_halo, const bf16 *__restrict__ grad_out,
                                      LighthouseShape shape, int piece_tokens) {
     const Piece piece = block_piece(shape, piece_tokens);

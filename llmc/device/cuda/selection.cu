@@ -1,4 +1,4 @@
-// Which entries of its pyramid Lighthouse attention picks, and where each stands in the subsequence.
+// Selects entries of the pyramid for Lighthouse attention, and numbers them in the order of the subsequence.
 #include "device/cuda/lighthouse.cuh"
 #include "device/cuda/limits.cuh"
 #include "device/cuda/operations.cuh"
@@ -7,8 +7,9 @@
 
 // --- scores of the coarser levels -----------------------------------------------------------------------
 
-// A thread per entry (blockIdx.x) of one level and row of scores (blockIdx.y, blockIdx.z): the largest of its
-// `pool` entries of the level below. `below` and `level` are where the two levels start in a row.
+// A thread per entry (blockIdx.x) of one level, and row of scores (blockIdx.y, blockIdx.z), takes the maximum
+// of its `pool` children. `level` and `below` are the indices in a row at which this level and the next finer
+// start.
 // Reads 4·pool bytes per entry and writes 4.
 __global__ void pool_scores_kernel(float *scores, int64_t pyramid, int64_t below, int64_t level,
                                    int64_t entries, int pool) {
@@ -17,7 +18,7 @@ __global__ void pool_scores_kernel(float *scores, int64_t pyramid, int64_t below
     float *row = scores + ((int64_t)blockIdx.z * gridDim.y + blockIdx.y) * pyramid;
     float largest = -INFINITY;
 #pragma unroll 4
-    for (int i = 0; i < pool; i++) largest = fmaxf(largest, row[below + entry * pool + i]); // passes over NaN
+    for (int i = 0; i < pool; i++) largest = fmaxf(largest, row[below + entry * pool + i]); // ignores NaN
     row[level + entry] = largest;
 }
 
@@ -36,9 +37,9 @@ static void lighthouse_pool_scores(void *scores, const LighthouseShape *shape, S
 
 // --- selection ------------------------------------------------------------------------------------------
 //
-// A block does one chunk of one head. From the coarsest level down to level 1 it narrows the candidates down
-// to the level's parents, a sorted list in shared memory; then each candidate of each level counts how many
-// come before it.
+// A block selects for one chunk of one head. From the coarsest level down to level 1 it chooses the level's
+// parents among its candidates, as a sorted list in shared memory. Then each candidate of each level finds
+// its position in the subsequence by counting the selected entries before it.
 
 constexpr int SELECT_THREADS = 512;
 constexpr int LOG2_BINS = 11;
@@ -48,7 +49,7 @@ constexpr int THREAD_BINS = BINS / SELECT_THREADS;
 enum Score { QUERY_SCORE, KEY_SCORE, SCORES };
 
 struct SelectShared {
-    int bins[BINS]; // candidates counted by merit; zero between counts
+    int bins[BINS]; // a histogram of candidates by merit; zero between passes
     int warps[SELECT_THREADS / WARP];
     struct {
         int bin, above, count;
@@ -56,7 +57,7 @@ struct SelectShared {
     uint32_t lowest[SCORES], highest[SCORES]; // of the candidates' scores
 };
 
-// A score (of a coarser level, never NaN) as an integer of the same order, the two zeros as one.
+// Maps a score (of a level from 1 on, so never NaN) to an integer of the same order; -0 and +0 become equal.
 __device__ inline uint32_t score_rank(float score) {
     const uint32_t bits = __float_as_uint(score), sign = 0x80000000u;
     if (bits == sign) return sign;
@@ -65,12 +66,12 @@ __device__ inline uint32_t score_rank(float score) {
 
 // A level's candidates in a chunk, numbered from 0 in their order in the sequence.
 struct Candidates {
-    const float *scores[SCORES]; // of the level's entries
-    bool coarsest;               // all of the chunk's coarsest entries, from `first` on; else
-    const int32_t *parents;      // whose children they are
+    const float *scores[SCORES]; // scores of all entries of the level
+    bool coarsest;               // candidates are the chunk's entries of the coarsest level, from `first` on;
+    const int32_t *parents;      // else they are the children of these parents
     int first, count, log2_pool;
-    int count_bits; // of the largest number
-    uint2 *cache;   // the ranks of the first `cached`, for the passes after the first
+    int count_bits; // bits of the largest number, count - 1
+    uint2 *cache;   // score_ranks of the first `cached` candidates, for the passes after the first
     int cached;
 
     __device__ int entry(int c) const {
@@ -78,14 +79,14 @@ struct Candidates {
         return (parents[c >> log2_pool] << log2_pool) + (c & ((1 << log2_pool) - 1));
     }
     __device__ uint2 read_ranks(int c) const {
-        // Said to be global memory: nvcc 13.0 takes the pointers for shared ones.
+        // __ldg because nvcc 13.0 takes these pointers for shared memory; they are global.
         const int i = entry(c);
         return make_uint2(score_rank(__ldg(scores[QUERY_SCORE] + i)),
                           score_rank(__ldg(scores[KEY_SCORE] + i)));
     }
     __device__ uint2 ranks(int c) const { return c < cached ? cache[c] : read_ranks(c); }
 
-    // What decides: the score, then the lower number. No two candidates are equal.
+    // The key by which candidates are chosen: the higher score, then the lower number. No two are equal.
     __device__ uint64_t merit(uint32_t rank, int c) const {
         return ((uint64_t)rank << count_bits) | (uint32_t)(count - 1 - c);
     }
@@ -116,8 +117,8 @@ __device__ inline void read_candidates(SelectShared &shared, const Candidates &c
     __syncthreads();
 }
 
-// The sum of the values of the threads before this one. All threads must call it, and pass a barrier before
-// they call it again.
+// The sum of `value` over the threads before this one (exclusive prefix sum). All threads must call it, and
+// pass a barrier before they call it again.
 __device__ inline int sum_before(SelectShared &shared, int value) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int sum = value;
@@ -132,10 +133,10 @@ __device__ inline int sum_before(SelectShared &shared, int value) {
     return sum - value;
 }
 
-// shared.found = the bin, counting from the top, in which the `wanted`-th candidate is, how many are above
-// that bin and how many in it. Leaves the bins zero.
+// Sets shared.found: the bin that holds the `wanted`-th best candidate, the number of candidates in higher
+// bins, and the number in it. Sets the bins to zero.
 __device__ inline void find_bin(SelectShared &shared, int wanted) {
-    const int first = BINS - (int)(threadIdx.x + 1) * THREAD_BINS; // the first threads have the top bins
+    const int first = BINS - (int)(threadIdx.x + 1) * THREAD_BINS; // thread 0 has the highest bins
     int counts[THREAD_BINS], sum = 0;
 #pragma unroll
     for (int i = 0; i < THREAD_BINS; i++) {
@@ -152,9 +153,10 @@ __device__ inline void find_bin(SelectShared &shared, int wanted) {
     __syncthreads();
 }
 
-// The merit, by `score`, of the `wanted`-th best of the candidates whose merit by query score is below
-// `taken`. Each pass counts how many fall into equal parts of the range in question, and goes on with the
-// part that has the one sought, until all of a part are wanted.
+// Radix selection. Of the candidates whose merit by query score is below `taken`, the `wanted` best by
+// `score` are those whose merit by `score` is at least the returned one. Each pass makes a histogram of the
+// merits in [low, high] and narrows this range to the bin that holds the `wanted`-th, until all of a bin are
+// wanted.
 __device__ inline uint64_t least_chosen(SelectShared &shared, const Candidates &candidates, Score score,
                                         uint64_t taken, int wanted) {
     uint64_t low = (uint64_t)shared.lowest[score] << candidates.count_bits;
@@ -176,8 +178,8 @@ __device__ inline uint64_t least_chosen(SelectShared &shared, const Candidates &
     }
 }
 
-// parents[tile] = the entries of the candidates with the tile/2 best query scores and, of the rest, the
-// tile/2 best key scores; in the order of the sequence.
+// parents[tile] = the tile/2 candidates with the best query scores and, of the rest, the tile/2 with the best
+// key scores, as indices of entries in ascending order.
 __device__ inline void choose_parents(SelectShared &shared, int32_t *parents, const Candidates &candidates,
                                       int tile) {
     read_candidates(shared, candidates);
@@ -187,7 +189,7 @@ __device__ inline void choose_parents(SelectShared &shared, int32_t *parents, co
         const uint2 ranks = candidates.ranks(c);
         return candidates.merit(ranks.x, c) >= by_query || candidates.merit(ranks.y, c) >= by_key;
     };
-    const int share = (candidates.count + SELECT_THREADS - 1) / SELECT_THREADS; // of neighbours for a thread
+    const int share = (candidates.count + SELECT_THREADS - 1) / SELECT_THREADS; // a thread's candidates
     const int first = min((int)threadIdx.x * share, candidates.count);
     const int end = min(first + share, candidates.count);
     int count = 0;
@@ -198,8 +200,9 @@ __device__ inline void choose_parents(SelectShared &shared, int32_t *parents, co
     __syncthreads();
 }
 
-// Candidates of level `level` in the chunk that end at or before `token`, if they are children of `parents`:
-// all of the parents before the one the token is in, and some of that one's.
+// The number of candidates of `level` in the chunk, which are the children of `parents`, that end before
+// token `token`: all children of the parents before the one that covers the token, and some children of that
+// one.
 __device__ inline int ended_children(const int32_t *parents, int tile, int token, int level, int log2_pool) {
     const int parent_bits = (level + 1) * log2_pool, parent = token >> parent_bits;
     int before = 0, after = tile; // parents[before - 1] < parent <= parents[after]
@@ -215,10 +218,10 @@ __device__ inline int ended_children(const int32_t *parents, int tile, int token
     return (before << log2_pool) + (inside ? partly : 0);
 }
 
-// Where the candidate (level, entry) stands in its chunk. Before it are the entries of its own and of coarser
-// levels that end where it begins or earlier, and those of finer levels that end where it ends or earlier.
-// parents[levels - 1][tile] are those of levels 1 … levels - 1; the coarsest entries begin with
-// first_coarsest.
+// The position of candidate (level, entry) among its chunk's selected entries, in post-order. Before it are
+// the entries of its own and of coarser levels that end before it begins, and the entries of finer levels
+// that end no later than it. Row l of parents[levels - 1][tile] holds the parents of level l + 1, whose
+// children are the candidates of level l; first_coarsest is the chunk's first entry of the coarsest level.
 __device__ inline int place_in_chunk(const int32_t *parents, const LighthouseShape &shape, int first_coarsest,
                                      int level, int entry) {
     const int begin = entry << (level * shape.log2_pool), end = (entry + 1) << (level * shape.log2_pool);
@@ -229,9 +232,9 @@ __device__ inline int place_in_chunk(const int32_t *parents, const LighthouseSha
     return place;
 }
 
-// A block per chunk (blockIdx.x), query head (blockIdx.y) and batch (blockIdx.z). In shared memory the ranks
-// of `cached` candidates are followed by the parents of levels 1 … levels - 1. Reads both scores of every
-// candidate of those levels and writes all positions: 8 bytes per candidate and 4 per entry.
+// A block per chunk (blockIdx.x), query head (blockIdx.y) and batch (blockIdx.z). Dynamic shared memory holds
+// the ranks of `cached` candidates, then the parents of levels 1 to levels - 1. Reads both scores of every
+// candidate of these levels and writes all positions: 8 bytes per candidate and 4 per entry.
 __global__ void __launch_bounds__(SELECT_THREADS, 2)
     select_kernel(int32_t *__restrict__ positions, const float *__restrict__ scores, LighthouseShape shape,
                   int cached) {
@@ -248,9 +251,9 @@ __global__ void __launch_bounds__(SELECT_THREADS, 2)
     for (int i = threadIdx.x; i < BINS; i += SELECT_THREADS) shared.bins[i] = 0;
     const int coarsest = shape.levels - 1, children = shape.tile << shape.log2_pool;
     const int coarsest_count =
-        (int)(shape.seq_len >> (coarsest * shape.log2_pool)) / (int)shape.chunks; // of the chunk
+        (int)(shape.seq_len >> (coarsest * shape.log2_pool)) / (int)shape.chunks; // in one chunk
     const int first_coarsest = (int)chunk * coarsest_count;
-    int64_t start = 0; // of the level
+    int64_t start = 0; // index of the level's first entry in the pyramid
     for (int level = 0; level < coarsest; level++) {
         const int count = coarsest_count << ((coarsest - level) * shape.log2_pool);
         int32_t *chunk_places = places + start + chunk * count;
@@ -263,7 +266,7 @@ __global__ void __launch_bounds__(SELECT_THREADS, 2)
         candidates.scores[QUERY_SCORE] = query_scores + start;
         candidates.scores[KEY_SCORE] = key_scores + start;
         candidates.coarsest = level == coarsest;
-        candidates.parents = parents + level * shape.tile; // of no level if coarsest
+        candidates.parents = parents + level * shape.tile; // not used at the coarsest level
         candidates.first = first_coarsest;
         candidates.count = level < coarsest ? children : coarsest_count;
         candidates.log2_pool = shape.log2_pool;
@@ -295,7 +298,8 @@ static int64_t select_parent_bytes(const LighthouseShape *shape) {
     return (int64_t)(shape->levels - 1) * shape->tile * (int64_t)sizeof(int32_t);
 }
 
-// What select_kernel can have of shared memory, which is all of a multiprocessor's but 1 KiB of the system's.
+// Bytes of dynamic shared memory that select_kernel may use: all of a multiprocessor's, less 1 KiB that CUDA
+// keeps and the static part.
 static int64_t select_memory_bytes(const Stream *stream) {
     return (int64_t)stream->shared_memory - 1024 - (int64_t)sizeof(SelectShared);
 }

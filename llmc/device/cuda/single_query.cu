@@ -1,9 +1,9 @@
-// Attention of a single query a head, which cuDNN does not take: the last piece of a sequence that was cut
-// can be one. Nothing here is large, so a warp does a head and nothing is tuned.
+// Attention with one query per head, which cuDNN does not support: a sequence divided into pieces can have a
+// last piece of one token. Such attention is small: a warp per head, not tuned.
 #include "device/cuda/attention.cuh"
 #include "device/cuda/limits.cuh"
 
-constexpr int LANE_VALUES = HEAD_DIM_MAX / WARP; // of a row that a lane holds
+constexpr int LANE_VALUES = HEAD_DIM_MAX / WARP; // elements of a row that a lane holds
 
 // Lane l of a warp holds elements l, l + 32, … of a row; beyond head_dim zeros.
 struct LaneRow {
@@ -40,7 +40,7 @@ __device__ inline float dot(const LaneRow &a, const LaneRow &b) {
     return warp_sum(sum);
 }
 
-// A warp per head (blockIdx.x) of each batch (blockIdx.y).
+// A warp per query head (blockIdx.x) and batch (blockIdx.y).
 __global__ void single_query_forward_kernel(bf16 *out, float *logsumexp, const bf16 *query, const bf16 *key,
                                             const bf16 *value, AttentionShape s) {
     const int head = blockIdx.x, kv_head = head / (s.heads / s.kv_heads);
@@ -66,7 +66,7 @@ __global__ void single_query_forward_kernel(bf16 *out, float *logsumexp, const b
     if (threadIdx.x == 0) logsumexp[row_offset(s.logsumexp, batch, 0, head)] = max + logf(sum);
 }
 
-// What the backward needs of one query head, and of one of its keys.
+// The inputs of the backward for one query head.
 struct QueryRow {
     LaneRow query, grad_out;
     float logsumexp, grad_dot_out;
@@ -97,7 +97,8 @@ __device__ inline float grad_score(const QueryRow &row, float probability, const
     return scale * probability * (dot(row.grad_out, value) - row.grad_dot_out);
 }
 
-// A warp per key/value head (blockIdx.x) of each batch (blockIdx.y): its query heads' gradients first, then
+// A warp per key/value head (blockIdx.x) and batch (blockIdx.y). It computes the gradients of its query
+// heads, then
 // those of its keys and values, each summed over the query heads in order.
 __global__ void single_query_backward_kernel(bf16 *grad_query, bf16 *grad_key, bf16 *grad_value,
                                              QueryInputs in, const bf16 *key, const bf16 *value,

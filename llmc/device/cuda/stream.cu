@@ -51,7 +51,7 @@ void cublas_fail(cublasStatus_t status, const char *what, const char *file, int 
     fatal("cuBLASLt: %s failed at %s:%d: %s", what, file, line, cublasLtGetStatusString(status));
 }
 
-// Of the operation's kernels: a launch reports its error to whoever asks for the last one.
+// Fails if a kernel of the operation could not be launched: CUDA reports that only through cudaGetLastError.
 static void check_launches(const char *operation) {
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess)
@@ -61,7 +61,7 @@ static void check_launches(const char *operation) {
 
 // --- operations -----------------------------------------------------------------------------------------
 
-// One operation as it was queued.
+// One recorded operation, between two events.
 struct ProfiledOp {
     char name[96];
     double bytes, flops;

@@ -1,5 +1,6 @@
-// The stream that operations are queued on, with what they need beside their arguments; and the scope that
-// each launcher opens: a named range for profilers, the launch check, and the record for profile.h.
+// The CUDA stream on which operations are queued, with the handles and workspace that they share; and
+// OpScope, which every operation opens: an NVTX range for profilers, a check of launches, and the record for
+// profile.h.
 #pragma once
 #include "base/common.h"
 #include "device/ops.h"
@@ -11,18 +12,19 @@
 struct Matmul;  // linear.cu
 struct Profile; // stream.cu
 
-// Scratch memory that operations use one after the other, in stream order: cuBLASLt, sorting, reductions.
+// Scratch memory for cuBLASLt, sorting and reductions. Operations share it, since they run one after the
+// other.
 constexpr size_t WORKSPACE_BYTES = (size_t)64 << 20;
 
 struct Stream {
     cudaStream_t cuda;
     int multiprocessors;
-    size_t shared_memory; // bytes of a multiprocessor
+    size_t shared_memory; // bytes of shared memory in a multiprocessor
     void *workspace;      // WORKSPACE_BYTES
     cublasLtHandle_t cublaslt;
-    Matmul *matmuls;      // the matrix products planned so far
+    Matmul *matmuls;      // list of the matrix products seen so far
     Attention *attention; // cuDNN
-    Profile *profile;     // NULL while off
+    Profile *profile;     // NULL while nothing is recorded
 };
 
 void stream_create(Stream *stream, const cudaDeviceProp *properties);
@@ -33,7 +35,7 @@ void matmuls_free(Stream *stream);
 
 // --- errors ---------------------------------------------------------------------------------------------
 
-// Advice for the user that follows from the error: "; …", or nothing.
+// Advice for the user about this error, as "; …"; "" if there is none.
 const char *cuda_hint(cudaError_t error);
 
 NORETURN void cuda_fail(cudaError_t error, const char *what, const char *file, int line);
@@ -58,7 +60,8 @@ struct OpSize {
     int64_t rows, columns, depth;
 };
 
-// The span of one operation on the stream. `bytes` and `flops`: what it has to move and compute, by count.
+// The span of one operation on the stream. `bytes` and `flops` are the bytes it has to move (each input and
+// output once) and the arithmetic of its matrix products, for the profile.
 struct OpScope {
     Stream *stream;
     const char *name;

@@ -1,4 +1,4 @@
-// SwiGLU: out = silu(gate) * up.
+// SwiGLU (arXiv 2002.05202): out = silu(gate) * up, silu(x) = x * sigmoid(x).
 #include "device/cuda/operations.cuh"
 #include "device/cuda/vector.cuh"
 

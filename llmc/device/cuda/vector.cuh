@@ -1,4 +1,4 @@
-// 16-byte accesses, sums over threads, and shapes of grids: what the kernels have in common.
+// Shared by the kernels: 16-byte loads and stores, sums over threads, and shapes of grids.
 #pragma once
 #include "device/cuda/stream.cuh"
 
@@ -11,10 +11,10 @@ typedef __nv_bfloat16 bf16;
 // Arrays are read and written in vectors of 8 bf16 values, 16 bytes, at addresses that are multiples of 16.
 constexpr int WIDTH = 8;
 
-// Values in registers, in the precision of the arithmetic.
+// Values in registers, in float, the type of all arithmetic.
 template <int N> struct Floats { float x[N]; };
 
-// Two bf16 values of one 32-bit word, the one at the lower address first.
+// Two bf16 values of one 32-bit word; out[0] is the one at the lower address.
 __device__ inline void unpack2(float *out, uint32_t word) {
     out[0] = __uint_as_float(word << 16);
     out[1] = __uint_as_float(word & 0xffff0000u);
@@ -49,17 +49,17 @@ __device__ inline uint2 pack(const Floats<4> &values) {
     return make_uint2(pack2(values.x), pack2(values.x + 2));
 }
 
-// The vector as it is stored, to be unpacked when it is needed: half the registers.
+// Loads a vector without unpacking it: this takes half the registers until the values are needed.
 __device__ inline uint4 load_packed(const bf16 *from) {
     return *reinterpret_cast<const uint4 *>(from);
 }
 
-// The same for what is read only once, and need not stay in the cache.
+// The same for data that is read only once and need not stay in the cache.
 __device__ inline uint4 load_streaming(const bf16 *from) {
     return __ldcs(reinterpret_cast<const uint4 *>(from));
 }
 
-// Keeps the compiler from having the unpacked values wait in registers, two for one, across this point.
+// Keeps the compiler from unpacking the vector before this point, which would take twice the registers.
 __device__ inline void stay_packed(uint4 &packed) {
     asm volatile("" : "+r"(packed.x), "+r"(packed.y), "+r"(packed.z), "+r"(packed.w));
 }
@@ -88,7 +88,7 @@ template <int N> __device__ inline Floats<N> load(const float *from) {
     return values;
 }
 
-// To global memory. Written out because nvcc takes some of these stores apart into four.
+// Stores to global memory, in assembly because nvcc splits some of these 16-byte stores into four.
 __device__ inline void store_packed(bf16 *to, uint4 packed) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                  "r"(packed.x), "r"(packed.y), "r"(packed.z), "r"(packed.w)
@@ -103,7 +103,7 @@ __device__ inline void store(bf16 *to, const Floats<4> &values) {
     *reinterpret_cast<uint2 *>(to) = pack(values);
 }
 
-// What is too large to wait in the cache for its next reader, and need not push out what is there.
+// Stores data that is too large to stay in the cache until it is read, without evicting other data for it.
 __device__ inline void store_streaming(bf16 *to, const Floats<8> &values) {
     __stcs(reinterpret_cast<uint4 *>(to), pack(values));
 }
@@ -129,7 +129,7 @@ template <int N> __device__ inline void add_scaled(Floats<N> &sum, float scale, 
 
 constexpr int WARP = 32;
 
-// Sum over a warp, the same bits in every lane: each step adds the same two numbers in both partners.
+// The sum over a warp. Every lane gets the same bits: in each step both partners add the same two numbers.
 template <typename T> __device__ inline T warp_sum(T value) {
 #pragma unroll
     for (int distance = WARP / 2; distance > 0; distance /= 2)
@@ -139,8 +139,8 @@ template <typename T> __device__ inline T warp_sum(T value) {
 
 // --- grids ----------------------------------------------------------------------------------------------
 
-// A thread per vector of a row-major array [rows, vectors]: the row is blockIdx.x·blockDim.y + threadIdx.y,
-// the vector blockIdx.y·blockDim.x + threadIdx.x, both to be checked against their bounds.
+// A grid with a thread per vector of a row-major array [rows, vectors]: the thread's row is grid_row(), its
+// vector grid_vector(). Both can lie beyond the array: the kernel must check.
 struct RowGrid {
     dim3 grid, block;
 };
@@ -163,7 +163,7 @@ __device__ inline int64_t grid_thread() {
     return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// Blocks for `threads` threads, `block` in each.
+// The number of blocks of `block` threads for `threads` threads in all.
 static inline unsigned grid_blocks(int64_t threads, int block) {
     return (unsigned)divide_up(threads, block);
 }
