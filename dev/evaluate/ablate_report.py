@@ -119,11 +119,13 @@ def write_points(path, curves):
             for attention, points in (("selection", curve.stage1), ("dense", curve.dense)):
                 for step, seconds, *losses in points:
                     writer.writerow([curve.variant, curve.seed, curve.steps, step, attention,
-                                     *("" if loss is None else f"{loss:.5f}" for loss in losses), f"{seconds:.1f}"])
+                                     *("" if loss is None else f"{loss:.6f}" for loss in losses), f"{seconds:.1f}"])
 
 
 def cut(curves, step):
-    """The curves as if the runs had ended there. With a constant learning rate they are those of shorter runs."""
+    """The curves as if the runs had ended there, without those of shorter runs. With a constant learning rate a run is
+    until there what a shorter one is."""
+    curves = [curve for curve in curves if curve.steps >= step]
     for curve in curves:
         curve.stage1 = [point for point in curve.stage1 if point[0] <= step]
         curve.dense = [point for point in curve.dense if point[0] <= step]
@@ -232,23 +234,30 @@ def draw_variant(axes, runs, column, color):
 
 
 def draw_ends(figure, axes, variants, colors):
-    """Where the variants end: dense loss against time, a dot a seed; and the way of the baseline, the first one, there."""
+    """Where the variants end: dense loss against time, a dot a seed and a bar at the
+    mean; and the way of the baseline, the first one, there."""
     ends = {variant: [(run.points[-1][1], run.points[-1][3]) for run in runs if run.finished]
             for variant, runs in variants.items()}
     means = {variant: [statistics.fmean(values) for values in zip(*points)] for variant, points in ends.items() if points}
     for variant in means:
         axes.plot(*zip(*ends[variant]), "o", color=colors[variant], markersize=5, alpha=0.7)
+        if len(ends[variant]) > 1:
+            axes.plot(*means[variant], "_", color=colors[variant], markersize=14, markeredgewidth=2)
     axes.margins(x=0.25, y=0.08)
     axes.autoscale_view()
     axes.autoscale(False)
     baseline = next(iter(variants))
     axes.plot(*list(zip(*mean_points(variants[baseline], 1)))[:2], color=colors[baseline], alpha=0.4, linewidth=1.2)
     figure.draw_without_rendering()  # settles where the points are on the page, so that their names do not overlap
-    lowest = float("-inf")
+    names = []  # (left, right, height) of those that have their place, in points
     for variant, mean in sorted(means.items(), key=lambda item: item[1][1]):
-        height = axes.transData.transform(mean)[1] * 72 / figure.dpi
-        lowest = max(height, lowest + 10)
-        axes.annotate(variant, mean, (7, lowest - height), textcoords="offset points", va="center", fontsize=8.5,
+        left, height = axes.transData.transform(mean) * 72 / figure.dpi
+        right, free = left + 5.5 * len(variant), height
+        for other_left, other_right, other_height in names:
+            if left < other_right and other_left < right and abs(free - other_height) < 10:
+                free = other_height + 10
+        names.append((left, right, free))
+        axes.annotate(variant, mean, (7, free - height), textcoords="offset points", va="center", fontsize=8.5,
                       color=colors[variant])
 
 
@@ -264,6 +273,8 @@ def draw(path, curves, title):
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
     variants = by_variant(curve for curve in curves if any(point[3] is not None for point in curve.points))
+    # Runs that are under way would cut the others' mean short.
+    variants = {variant: [run for run in runs if run.finished] or runs for variant, runs in variants.items()}
     colors = choose_colors(variants)
     figure, panels = pyplot.subplots(1, 3, figsize=(17, 6.5), layout="constrained")
     for variant, runs in variants.items():
@@ -305,7 +316,8 @@ def add_report_options(parser):
                              "(default: report in DIR, or the points' own name)")
     parser.add_argument("--variants", metavar="NAME", nargs="+", help="report these, the baseline first (default: all)")
     parser.add_argument("--until", metavar="STEP", type=int,
-                        help="report the runs as if they had ended there: right if their learning rate was constant")
+                        help="report the runs as if they had ended there (right if their learning rate was constant), "
+                             "without shorter ones")
     parser.add_argument("--title", default="Variants of the recipe", help="of the picture")
 
 
