@@ -18,8 +18,8 @@ TABLE is a text file: options that all runs share, then a line a variant. For ex
 Options are those of train_lighthouse, and a variant's go over the common ones. --stage1-steps of the --steps are made with
 the options as they stand; the rest, the tail, with --selection off and what is behind a |. A variant with --selection off
 is dense from the first step to the last. Every number in --seeds (1 if there is none) is a run. Others are compared with
-the variant of the first line. An indented line goes on with the one before; # begins a comment. A stage is told its own end as
---steps: a learning rate that is to fall in the tail is given behind the |, one before it falls to the end of stage 1.
+the variant of the first line. An indented line goes on with the one before; # begins a comment. A stage is told its own end
+as --steps: a learning rate that is to fall in the tail is given behind the |, one before it falls to the end of stage 1.
 
 A run is in DIR/VARIANT/seed_N with its checkpoints, metrics and log.txt. Started again, what is done is skipped and what was
 cut off goes on. A run that fails does not stop the others. Ctrl-C or SIGTERM asks all to save and ends with exit code 75; a
