@@ -87,6 +87,7 @@ void evaluation_set_length(Evaluation *e, int64_t seq_len, bool selection) {
                                       .seq_len = seq_len,
                                       .micro_steps = 1,
                                       .recompute = RECOMPUTE_BLOCK,
+                                      .deterministic = e->options.deterministic,
                                       .layer_kinds = kinds,
                                       .lighthouse = lighthouse,
                                       .scorer = &scorers[e->options.scorer]};

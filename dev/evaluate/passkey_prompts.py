@@ -4,9 +4,9 @@
     dev/evaluate/passkey_prompts.py --tokenizer tokenizer.json --out prompts.json
     build/cuda/dev/evaluate/passkey CHECKPOINT --prompts prompts.json
 
-Needs the library `tokenizers`. The file is JSON: "filler" (the tokens of random letters, from which pieces are cut), "needles"
-(the sentences that hide a digit, for each of the ten), "question" (what a prompt ends with) and "answers" (the token of each
-digit that follows the question).
+Needs the library `tokenizers`. The file is JSON: "filler" (the tokens of random letters, from which pieces are cut),
+"needles" (the sentences that hide a digit, for each of the ten), "question" (what a prompt ends with) and "answers" (the
+token of each digit that follows the question).
 """
 
 import argparse

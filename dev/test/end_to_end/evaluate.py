@@ -13,6 +13,8 @@ from .harness import (
 
 NEEDLE = "\nthe pass key is {0}. remember it. {0} is the pass key.\n"
 QUESTION = "\nthe pass key is "
+# Between the losses of a run's batches and of single samples: other shapes of bfloat16 products may round differently.
+TOLERANCE = 1e-6 if DEVICE == "cpu" else 1e-3
 
 
 @functools.cache
@@ -55,7 +57,7 @@ def passkey_prompts_hide_one_digit_at_each_depth():
     # Of 69 tokens none is filler, of 100 are 31, of 170 are 101.
     places = {69: {0: 0, 15: 0, 50: 0, 100: 0}, 100: {0: 0, 15: 5, 50: 16, 100: 31},
               170: {0: 0, 15: 15, 50: 51, 100: 101}}
-    cells = [(length, depth, digit) for length in places for depth in places[length] for _ in range(2) for digit in range(10)]
+    cells = [(length, depth, index % 10) for length in places for depth in places[length] for index in range(20)]
     check_equal("prompts", [(p["length"], p["depth"], p["expected"][0] - ord("0")) for p in prompts], cells)
     fillers = set()
     for prompt, (length, depth, digit) in zip(prompts, cells, strict=True):
@@ -215,7 +217,7 @@ def losses_by_position_sum_to_the_validation_loss():
     for options, ends in (([], [64]), (["--buckets", "1,7,33"], [1, 7, 33, 64])):
         _, result = evaluate("position_loss", checkpoint(8), shards, "--samples", "6", *options)
         for name, expected in (("loss_dense", metrics["val_loss_dense"]), ("loss_as_trained", metrics["val_loss"])):
-            check(math.isclose(result[name], expected, rel_tol=1e-6), f"{name}: {result[name]}, in the run {expected}")
+            check(math.isclose(result[name], expected, rel_tol=TOLERANCE), f"{name}: {result[name]}, in the run {expected}")
             check_buckets(result, ends, name)
 
 
@@ -225,7 +227,7 @@ def a_dense_model_has_one_loss_by_position():
     shards = "shards/text_val_*.bin"
     train(val_data=shards, val_batches=2, val_every=4)
     said, result = evaluate("position_loss", checkpoint(4), shards, "--samples", "4")
-    check(math.isclose(result["loss_dense"], read_metrics()[-1]["val_loss"], rel_tol=1e-6), f"{result['loss_dense']}")
+    check(math.isclose(result["loss_dense"], read_metrics()[-1]["val_loss"], rel_tol=TOLERANCE), f"{result['loss_dense']}")
     check("loss_as_trained" not in result and "as trained" not in said, said)
     _, result = evaluate("position_loss", checkpoint(4), shards, "--seq-len", "300", "--samples", "2")
     check_buckets(result, [64, 128, 256, 300], "loss_dense")
