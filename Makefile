@@ -125,13 +125,14 @@ $(BUILD)/test_lighthouse: $(BUILD)/test_lighthouse.o $(TESTS:%.c=$(BUILD)/%.o) $
 	$(LINK) -Wl,--wrap=exit -o $@ $(filter %.o,$^) $(LIBS)
 
 ##   tools             the programs of dev/evaluate and, for CUDA, of dev/bench, in build/DEVICE/dev
-TOOLS := $(patsubst %.c,$(BUILD)/%,$(wildcard dev/evaluate/*.c))
+TOOLS_SHARE := dev/evaluate/common.c dev/evaluate/prompts.c
+TOOLS := $(patsubst %.c,$(BUILD)/%,$(filter-out $(TOOLS_SHARE),$(wildcard dev/evaluate/*.c)))
 ifeq ($(DEVICE),cuda)
 TOOLS += $(patsubst %.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
 endif
 tools: $(TOOLS)
 
-$(TOOLS): %: %.o $(LIBRARY) $(BUILD)/flags/link
+$(TOOLS): %: %.o $(TOOLS_SHARE:%.c=$(BUILD)/%.o) $(LIBRARY) $(BUILD)/flags/link
 	$(LINK) -o $@ $(filter %.o,$^) $(LIBS)
 
 $(BUILD)/%.o: %.c $(BUILD)/flags/cc | $(BUILD)/libraries

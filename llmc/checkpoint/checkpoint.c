@@ -26,8 +26,8 @@ static bool verify_manifest(const char *directory, Checkpoint *checkpoint, Reaso
     return good;
 }
 
-// Verifies the directory's files; if they are good, fills in `checkpoint`.
-static bool verify_files(const char *directory, Checkpoint *checkpoint, Reason *reason) {
+bool checkpoint_read(const char *directory, Checkpoint *checkpoint, Reason *reason) {
+    *checkpoint = (Checkpoint){0};
     if (!verify_manifest(directory, checkpoint, reason) ||
         !trainer_file_read(directory, &checkpoint->progress, &checkpoint->options, &checkpoint->guard,
                            reason))
@@ -46,7 +46,7 @@ static bool open_one_of(const char *out_dir, const StepList *steps, int64_t abov
             continue;
         const Path path = step_path(out_dir, directory->step, directory->kind);
         Reason damage;
-        if (verify_files(path.text, checkpoint, &damage)) return true;
+        if (checkpoint_read(path.text, checkpoint, &damage)) return true;
         warning("the checkpoint %s is damaged: %s", path.text, damage.text);
     }
     return false;
@@ -73,7 +73,7 @@ static Checkpoint open_latest(const char *out_dir) {
 static Checkpoint open_named(const char *resume) {
     Checkpoint checkpoint = {0};
     Reason damage;
-    if (!verify_files(resume, &checkpoint, &damage))
+    if (!checkpoint_read(resume, &checkpoint, &damage))
         fatal(
             "--resume %s: not a good checkpoint: %s (--resume latest takes the newest good one under --out)",
             resume, damage.text);
@@ -140,6 +140,16 @@ void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state) {
     optimizer_files_close(&optimizer);
 }
 
+bool checkpoint_load_weights(const Checkpoint *checkpoint, const TrainingState *state, Reason *reason) {
+    SafetensorsFile model;
+    if (!model_file_open(&model, checkpoint->path, state->table, state->device->ops->storage, reason))
+        return false;
+    training_state_zero(state);
+    const bool good = model_file_load(&model, state, reason);
+    safetensors_close(&model);
+    return good;
+}
+
 // --- verifying it all -----------------------------------------------------------------------------------
 
 static bool verify_contents(const Checkpoint *checkpoint, const ParameterTable *table, StorageType storage,
@@ -160,7 +170,7 @@ char *checkpoint_verify(const char *directory, const StateBuffers *optimizer) {
     Reason reason;
     ModelConfig config;
     StorageType storage = STORAGE_FLOAT32;
-    if (!verify_files(directory, &checkpoint, &reason) ||
+    if (!checkpoint_read(directory, &checkpoint, &reason) ||
         !huggingface_read_config(directory, &config, &storage, &reason))
         fatal("%s: not a good checkpoint: %s", directory, reason.text);
     ParameterTable table = parameter_table_create(&config, 1);

@@ -26,6 +26,14 @@ typedef struct {
 // checkpoint, which the caller frees; if anything is wrong, ends the process with one line. Needs no device.
 char *checkpoint_verify(const char *directory, const StateBuffers *optimizer);
 
+// For one process on its own, which has no run to go on with: opens the checkpoint in this directory and
+// verifies every file against the manifest; false if it is not good.
+bool checkpoint_read(const char *directory, Checkpoint *checkpoint, Reason *reason);
+
+// Likewise: reads the weights alone into the state's, which needs neither an optimizer nor a communicator.
+// False if any name, shape or type differs from the state's own.
+bool checkpoint_load_weights(const Checkpoint *checkpoint, const TrainingState *state, Reason *reason);
+
 // All ranks call checkpoint_open and checkpoint_load together. An error ends the process with one line, in
 // most cases printed by rank 0 alone.
 

@@ -199,6 +199,18 @@ double decoder_evaluate(Decoder *d, const StepAttention *attention, const int32_
     return total;
 }
 
+void decoder_row_losses(Decoder *d, const StepAttention *attention, double *losses, const int32_t *inputs,
+                        const int32_t *targets) {
+    Device *device = d->layers.device;
+    const size_t rows = (size_t)rows_of(d);
+    void *stored = host_allocate(rows, storage_size(accumulator_of(d)), "losses");
+    forward(d, attention, inputs);
+    head_and_loss(d, targets, 0);
+    device->download(device, stored, buffer(d, d->losses), rows * storage_size(accumulator_of(d)));
+    storage_to_double(losses, stored, accumulator_of(d), rows);
+    free(stored);
+}
+
 void decoder_logits(Decoder *d, void *logits, const int32_t *inputs, int64_t first_row, int64_t count) {
     const StepAttention dense = {NULL, false};
     const Layers *layers = &d->layers;

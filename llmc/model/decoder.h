@@ -54,6 +54,10 @@ double decoder_losses(const Decoder *decoder);
 double decoder_evaluate(Decoder *decoder, const StepAttention *attention, const int32_t *inputs,
                         const int32_t *targets);
 
+// Forward only: each token's loss, double[batch, seq_len] on the host, in the order of the targets.
+void decoder_row_losses(Decoder *decoder, const StepAttention *attention, double *losses,
+                        const int32_t *inputs, const int32_t *targets);
+
 // Forward only, all layers dense: logits S[count, vocab_size] of `count` consecutive rows from first_row on,
 // to host memory. count may be at most the loss chunk.
 void decoder_logits(Decoder *decoder, void *logits, const int32_t *inputs, int64_t first_row, int64_t count);
