@@ -16,5 +16,8 @@ enum { HALO_GIVEN, HALO_NONE };
 // The shape of the case's sizes.
 void set_lighthouse_shape(Case *c);
 
+// Elements of what is gathered: [batch, entries, 3·heads, head_dim].
+int64_t gathered_count(const LighthouseShape *shape);
+
 // A selection by random scores, which every device is given.
 void add_positions(Case *c);
