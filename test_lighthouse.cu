@@ -9,6 +9,7 @@ static void test_device(Device *device) {
     test_ops(device);
     test_lighthouse(device);
     test_model(device);
+    test_rope_pooling(device);
     test_large(device);
     device->destroy(device);
 }

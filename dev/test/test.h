@@ -61,6 +61,7 @@ void test_options(void);
 void test_ops(Device *device);
 void test_lighthouse(Device *device);
 void test_model(Device *device);
+void test_rope_pooling(Device *device);
 void test_large(Device *device);
 void test_parallel(Device *device, const Communicator *communicator);
 
