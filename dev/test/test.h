@@ -67,3 +67,4 @@ void test_parallel(Device *device, const Communicator *communicator);
 
 // Those that several processes run together.
 void test_parallel_checkpoint(const Communicator *communicator);
+void test_parallel_rope_pooling(const Communicator *communicator);
