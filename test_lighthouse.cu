@@ -9,6 +9,7 @@ static void test_device(Device *device) {
     test_ops(device);
     test_lighthouse(device);
     test_model(device);
+    test_rope_pooling(device);
     test_large(device);
     device->destroy(device);
 }
@@ -20,6 +21,7 @@ static void test_ranks(const Communicator *communicator, bool cuda) {
     printf("--- %d processes\n", communicator->size);
     test_together(communicator);
     if (!cuda) test_parallel_checkpoint(communicator);
+    if (!cuda) test_parallel_rope_pooling(communicator);
     for (size_t i = 0; i < COUNT_OF(types); i++) {
         if (cuda && types[i] != STORAGE_BFLOAT16) continue;
         Device *device = cuda ? cuda_device_create(communicator->local_rank % cuda_device_count())

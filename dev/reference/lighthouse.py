@@ -25,11 +25,13 @@ def accumulator(x):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a sequence is cut: the options --levels, --pool, --topk and --topk-tile."""
+    """How a sequence is cut: the options --levels, --pool, --topk and --topk-tile; and whether its queries and keys
+    are turned before they are pooled or after: --rope-pooling."""
     levels: int
     pool: int
     topk: int
     tile: int
+    rope_pooling: str = "before"
 
     @property
     def chunks(self):
@@ -110,6 +112,19 @@ def gather(x, entries, geometry):
     return pyramid.gather(2, entries[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 
+def last_tokens(entries, seq_len, geometry):
+    """The last token that each entry covers."""
+    covered = [torch.arange(1, count + 1) * geometry.pool**level - 1
+               for level, count in enumerate(geometry.level_entries(seq_len))]
+    return torch.cat(covered).to(entries.device)[entries]
+
+
+def turn(x, cos, sin):
+    """Turns (x_j, x_{j + head_dim / 2}) of x [..., head_dim] by the angles of these cosines and sines."""
+    first, second = accumulator(x).chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
 def scatter(sub_out, entries, seq_len, geometry):
     """out [batch, seq_len, heads, head_dim]: an entry's output goes to as many tokens as it covers, from its last."""
     counts = geometry.level_entries(seq_len)
@@ -123,15 +138,20 @@ def scatter(sub_out, entries, seq_len, geometry):
     return out.to(sub_out.dtype).transpose(1, 2)
 
 
-def lighthouse_attention(query, key, value, geometry, entries=None):
-    """out [batch, seq_len, heads, head_dim] of queries, keys and values after RoPE, which lie like it; keys and values
-    may have fewer heads. Selects by norms if no selection is given."""
+def lighthouse_attention(query, key, value, geometry, entries=None, rope=None):
+    """out [batch, seq_len, heads, head_dim] of queries, keys and values, which lie like it; keys and values may have
+    fewer heads. Selects by norms if no selection is given. Queries and keys have been turned, or (with a table of
+    cosines and sines [seq_len, head_dim / 2]) those of the selected entries turn as their last token would."""
     group = query.shape[2] // key.shape[2]
     key, value = (x.repeat_interleave(group, dim=2) for x in (key, value))
     if entries is None:
         entries = select(norm_scores(query), norm_scores(key), geometry)
-    gathered = (gather(x, entries, geometry) for x in (query, key, value))
-    sub_out = F.scaled_dot_product_attention(*gathered, is_causal=True)
+    sub_query, sub_key, sub_value = (gather(x, entries, geometry) for x in (query, key, value))
+    if rope is not None:
+        last = last_tokens(entries, query.shape[1], geometry)
+        angles = [part[last] for part in rope]
+        sub_query, sub_key = turn(sub_query, *angles), turn(sub_key, *angles)
+    sub_out = F.scaled_dot_product_attention(sub_query, sub_key, sub_value, is_causal=True)
     return scatter(sub_out, entries, query.shape[1], geometry)
 
 

@@ -26,8 +26,16 @@ b.<name>. In b queries and keys come out of a few vectors, so that many scores a
   positions                             [batch * heads, pyramid]: where in the subsequence an entry stands, or -1; level
                                         after level, from level 0
   logsumexp                             [batch * heads, entries] of the inner attention
+
+fixtures/rope_pooling.safetensors: loss and gradients of a small model whose Lighthouse layers turn the selected entries
+(--rope-pooling after). Its first layer is dense.
+
+  config.<field>                        the model's shape, and levels, pool, topk and tile, one value each
+  tokens, targets                       [batch, seq_len]
+  weights.<name>, loss, grads.<name>    as of dense_step
 """
 
+import dataclasses
 import os
 
 import torch
@@ -52,8 +60,8 @@ PALETTE = 9  # vectors that queries and keys of case b come out of
 # --- two steps of a dense model --------------------------------------------------------------------------------------
 
 
-def make_model(generator):
-    model = Decoder(CONFIG, torch.float64).double()
+def make_model(generator, config=CONFIG, geometry=None, dense_layers=()):
+    model = Decoder(config, torch.float64, geometry, dense_layers).double()
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
         parameter.data = noise / parameter.shape[1] ** 0.5 if parameter.dim() == 2 else 1 + 0.3 * noise
@@ -154,13 +162,38 @@ def lighthouse_layer():
     return tensors
 
 
+# --- a model with --rope-pooling after -------------------------------------------------------------------------------
+
+
+def rope_pooling():
+    generator = torch.Generator().manual_seed(SEED)
+    geometry = Geometry(levels=3, pool=2, topk=12, tile=4, rope_pooling="after")
+    batch, seq_len = 2, 84
+    assert geometry.is_valid(seq_len)
+    config = dataclasses.replace(CONFIG, layers=3)
+    model = make_model(generator, config, geometry, dense_layers=[0])
+    text = torch.randint(config.vocab_size, (batch, seq_len + 1), generator=generator)
+    tokens, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    loss = model.loss(tokens, targets) / targets.numel()
+    loss.backward()
+    print(f"--rope-pooling after: loss {loss.item():.6f}")
+    scalars = {f"config.{name}": value for name, value in vars(config).items()}
+    scalars |= {f"config.{name}": getattr(geometry, name) for name in ("levels", "pool", "topk", "tile")}
+    scalars["loss"] = loss.item()
+    tensors = {name: torch.tensor([value], dtype=torch.float64) for name, value in scalars.items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"weights.{name}": parameter.detach(), f"grads.{name}": parameter.grad}
+    return tensors | {"tokens": tokens.double(), "targets": targets.double()}
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def main():
     directory = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures")
     os.makedirs(directory, exist_ok=True)
-    for name, make in (("dense_step", dense_step), ("lighthouse_layer", lighthouse_layer)):
+    for name, make in (("dense_step", dense_step), ("lighthouse_layer", lighthouse_layer),
+                       ("rope_pooling", rope_pooling)):
         path = os.path.join(directory, f"{name}.safetensors")
         save_file(make(), path)
         print(f"{path}: {os.path.getsize(path)} bytes")

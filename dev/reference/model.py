@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lighthouse import accumulator, lighthouse_attention
+from lighthouse import accumulator, lighthouse_attention, turn
 
 
 @dataclass
@@ -39,10 +39,8 @@ def rope_table(config, seq_len, device, dtype):
 
 
 def apply_rope(x, table):
-    """Turns (x_j, x_{j + head_dim / 2}) of x [batch, seq_len, heads, head_dim] by the table's angles."""
-    first, second = accumulator(x).chunk(2, dim=-1)
-    cos, sin = (part[:, None, :] for part in table)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    """Turns x [batch, seq_len, heads, head_dim] by the table's angles."""
+    return turn(x, *(part[:, None, :] for part in table))
 
 
 def dense_attention(query, key, value):
@@ -88,11 +86,13 @@ class Attention(nn.Module):
     def forward(self, x, rope):
         query, key, value = (projection(x).unflatten(-1, (-1, self.head_dim))
                              for projection in (self.q_proj, self.k_proj, self.v_proj))
-        query, key = apply_rope(query, rope), apply_rope(key, rope)
+        turns_entries = self.geometry is not None and self.geometry.rope_pooling == "after"
+        if not turns_entries:
+            query, key = apply_rope(query, rope), apply_rope(key, rope)
         if self.geometry is None:
             out = dense_attention(query, key, value)
         else:
-            out = lighthouse_attention(query, key, value, self.geometry)
+            out = lighthouse_attention(query, key, value, self.geometry, rope=rope if turns_entries else None)
         return self.o_proj(out.flatten(-2))
 
 

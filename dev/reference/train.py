@@ -23,7 +23,7 @@ from model import Decoder, parameter_groups
 OPTIONS = {"train-data": str, "seed": int, "seq-len": int, "batch-size": int, "global-batch": int, "steps": int,
            "warmup-steps": int, "lr": float, "beta1": float, "beta2": float, "eps": float, "weight-decay": float,
            "grad-clip": float, "selection": str, "levels": int, "pool": int, "topk": int, "topk-tile": int,
-           "dense-layers": str}
+           "rope-pooling": str, "dense-layers": str}
 
 
 def parse_arguments():
@@ -38,7 +38,7 @@ def parse_arguments():
     arguments = parser.parse_args()
     trainer = read_json(arguments.checkpoint, "trainer.json")
     arguments.first_step, arguments.first_sample = trainer["step"], trainer["samples"]
-    recorded = trainer["options"]
+    recorded = {"rope-pooling": "before"} | trainer["options"]  # where it is not on record
     if recorded["lr-schedule"] != "constant" or recorded["decay-all"] != "off":
         parser.error("only --lr-schedule constant and --decay-all off are known here")
     for name, kind in OPTIONS.items():
@@ -52,7 +52,8 @@ def attention_settings(arguments):
     """The geometry of Lighthouse attention (None if all is dense) and the layers that are dense anyway."""
     if arguments.selection == "off":
         return None, []
-    geometry = Geometry(arguments.levels, arguments.pool, arguments.topk, arguments.topk_tile)
+    geometry = Geometry(arguments.levels, arguments.pool, arguments.topk, arguments.topk_tile,
+                        arguments.rope_pooling)
     if not geometry.is_valid(arguments.seq_len):
         raise SystemExit(f"error: {geometry} does not work with {arguments.seq_len} tokens")
     dense = [] if arguments.dense_layers == "none" else [int(layer) for layer in arguments.dense_layers.split(",")]

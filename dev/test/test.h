@@ -64,8 +64,10 @@ void test_options(void);
 void test_ops(Device *device);
 void test_lighthouse(Device *device);
 void test_model(Device *device);
+void test_rope_pooling(Device *device);
 void test_large(Device *device);
 void test_parallel(Device *device, const Communicator *communicator);
 
 // Groups that several processes run together.
 void test_parallel_checkpoint(const Communicator *communicator);
+void test_parallel_rope_pooling(const Communicator *communicator);

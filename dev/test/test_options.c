@@ -131,6 +131,19 @@ static void resume_restores_and_overrides(void *unused) {
     cJSON_Delete(record);
 }
 
+// A checkpoint of a program without the option was trained as that program did.
+static void what_is_not_on_record_is_as_it_was(void *unused) {
+    (void)unused;
+    CommandLine first = {"--train-data a --rope-pooling after", NULL};
+    const Options before = parse(first);
+    cJSON *record = options_record(&before);
+    CommandLine again = {"--resume there/step_00000010", record};
+    check(parse(again).rope_pooling == ROPE_AFTER_POOLING, "--rope-pooling was not restored");
+    cJSON_DeleteItemFromObject(record, "rope-pooling");
+    check(parse(again).rope_pooling == ROPE_BEFORE_POOLING, "--rope-pooling is not on record");
+    cJSON_Delete(record);
+}
+
 static void schedules_have_their_values(void *unused) {
     (void)unused;
     static const struct {
@@ -241,6 +254,7 @@ void test_options(void) {
     test_run("options: bad values are refused", bad_values_are_refused, NULL);
     test_run("options: resume restores, overrides, and refuses other shapes", resume_restores_and_overrides,
              NULL);
+    test_run("options: what is not on record is as it was", what_is_not_on_record_is_as_it_was, NULL);
     test_run("schedule: values of every kind", schedules_have_their_values, NULL);
     test_run("flops: counted by hand", flops_are_counted, NULL);
     test_run("activations: recompute levels keep less and less", recompute_levels_keep_less_and_less, NULL);

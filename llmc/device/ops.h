@@ -75,6 +75,18 @@ typedef struct {
     // norms A[batch, rotated_heads, norms_stride], of whose rows the first seq_len elements are written.
     void (*rotate)(void *x, void *norms, int64_t norms_stride, const void *angles, int64_t batch,
                    int64_t seq_len, int heads, int rotated_heads, int head_dim, bool inverse, Stream *stream);
+
+    // The same norms, to the bit, of heads that are not turned: of the first `normed_heads` of the `heads`
+    // heads of x S[batch, seq_len, heads, head_dim], to norms A[batch, normed_heads, norms_stride].
+    void (*norms)(void *norms, int64_t norms_stride, const void *x, int64_t batch, int64_t seq_len, int heads,
+                  int normed_heads, int head_dim, Stream *stream);
+
+    // In place on the queries and keys of gathered S[batch, entries, 3*heads, head_dim] (as gather makes it;
+    // values stay): each selected entry (level, index) of the pyramid turns as the last token that it covers
+    // would, (index+1)·pool^level - 1, by angles A[seq_len, head_dim/2, 2]. `inverse` turns back, which is the
+    // backward.
+    void (*rotate_entries)(void *gathered, const int32_t *positions, const void *angles,
+                           const LighthouseShape *shape, bool inverse, Stream *stream);
 } RopeOps;
 
 // --- attention ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ typedef enum {
     ACT_RESIDUAL,      // the layer's input
     ACT_ATTN_NORM,     // normalized input of attention
     ACT_ATTN_RSTD,     // its 1/rms
-    ACT_QKV,           // queries, keys, values; after RoPE
+    ACT_QKV,           // queries, keys, values; after RoPE, unless a Lighthouse layer turns what it gathers
     ACT_LOGSUMEXP,     // of the attention scores, in a dense layer
     ACT_POSITIONS,     // in a Lighthouse layer, as llmc/model/lighthouse.h has them: what was selected,
     ACT_GATHERED,      // the queries, keys and values of the subsequence,

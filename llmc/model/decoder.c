@@ -50,6 +50,7 @@ static Layers create_layers(Device *device, const ModelConfig *config, const Dec
         .layer_kinds = s->layer_kinds ? s->layer_kinds : dense,
         .lighthouse = s->lighthouse,
         .scorer = s->scorer,
+        .rope_pooling = s->rope_pooling,
         .scratch_elements = (size_t)(min_i64(loss_chunk, s->batch * s->seq_len) * config->vocab_size),
         .workspace_bound = bound > 0 ? bound : (size_t)4 << 30,
         .collectives = s->collectives};

@@ -11,6 +11,7 @@ typedef struct {
     const LayerKinds *layer_kinds;    // [layers]: the kinds of attention that a layer runs; NULL: all dense
     LighthouseSettings lighthouse;    // of whole sequences
     const Scorer *scorer;             // NULL: norm
+    RopePooling rope_pooling;         // of Lighthouse layers
     int64_t loss_chunk;               // tokens whose logits are held at once; 0: as many as fit in 2 GiB
     size_t attention_workspace_bound; // bytes, for deterministic attention; 0: 4 GiB
     Collectives *collectives;         // with the other ranks; NULL: there are none

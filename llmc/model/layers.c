@@ -1,7 +1,5 @@
 #include "model/layers.h"
 
-#include "model/rotary.h"
-
 static int64_t rows_of(const Layers *layers) {
     return layers->batch * layers->seq_len;
 }
@@ -85,6 +83,7 @@ Layers layers_create(Device *device, const ModelConfig *config, const LayersSett
                 .seq_len = s->seq_len,
                 .recompute = s->recompute,
                 .weights = weights,
+                .rope_pooling = s->rope_pooling,
                 .scorer = s->scorer ? s->scorer : &scorers[0]};
     l.attention = attention_plan(device, s->batch, s->seq_len, (int)config->heads, (int)config->kv_heads,
                                  (int)head_dim(config), s->deterministic, s->workspace_bound, s->collectives);
@@ -146,11 +145,17 @@ static void *buffer(const Pass *p, size_t offset) {
     return memory_at(p->l->memory, offset);
 }
 
+// Whether Lighthouse layers turn queries and keys before they pool them, else after.
+static bool turns_tokens(const Layers *layers) {
+    return layers->rope_pooling == ROPE_BEFORE_POOLING;
+}
+
 LighthouseLayer layer_lighthouse(const Layers *layers, int64_t layer) {
     const Activations *a = layers->activations;
     LighthouseLayer buffers = {(int32_t *)activation_get(a, ACT_POSITIONS, layer),
                                activation_get(a, ACT_GATHERED, layer), activation_get(a, ACT_SUB_OUT, layer),
-                               activation_get(a, ACT_SUB_LOGSUMEXP, layer)};
+                               activation_get(a, ACT_SUB_LOGSUMEXP, layer),
+                               turns_tokens(layers) ? NULL : memory_at(layers->memory, layers->angles)};
     return buffers;
 }
 
@@ -173,17 +178,19 @@ static void turn(const Pass *p, void *qkv, void *norms, bool inverse) {
 // --- forward --------------------------------------------------------------------------------------------
 // The steps that a pass makes, in order. What a step reads has been kept or is made by a step before it.
 
-// 2. Queries, keys and values, turned by their positions; with `norms` also level 0 of norm's scores.
-static void project_qkv(const Pass *p, void *norms) {
+// 2. Queries, keys and values, not turned yet.
+static void project_qkv(const Pass *p) {
     const ModelConfig *c = &p->l->config;
-    void *qkv = activation(p, ACT_QKV);
-    p->l->device->ops->linear.forward(qkv, activation(p, ACT_ATTN_NORM), weight(p, PARAM_QUERY), NULL,
-                                      rows_of(p->l), qkv_dim(c), c->dim, p->l->device->stream);
-    turn(p, qkv, norms, false);
+    p->l->device->ops->linear.forward(activation(p, ACT_QKV), activation(p, ACT_ATTN_NORM),
+                                      weight(p, PARAM_QUERY), NULL, rows_of(p->l), qkv_dim(c), c->dim,
+                                      p->l->device->stream);
 }
 
 static void dense_attention(const Pass *p) {
-    if (makes(p, ACT_QKV)) project_qkv(p, NULL);
+    if (makes(p, ACT_QKV)) {
+        project_qkv(p);
+        turn(p, activation(p, ACT_QKV), NULL, false);
+    }
     // 3. Attention of all tokens.
     if (makes(p, ACT_ATTENTION))
         attention_forward(p->l->device, &p->l->attention, activation(p, ACT_ATTENTION),
@@ -195,12 +202,15 @@ static void lighthouse_attention(const Pass *p) {
     const Layers *l = p->l;
     const LighthouseShape *shape = &l->lighthouse;
     const LighthouseLayer buffers = layer_lighthouse(l, p->layer);
-    const bool selects = makes(p, ACT_POSITIONS);
+    const bool selects = makes(p, ACT_POSITIONS), scores_by_rope = turns_tokens(l) && l->scorer->by_rope;
     void *qkv = activation(p, ACT_QKV), *scores = buffer(p, l->scores);
-    if (makes(p, ACT_GATHERED)) project_qkv(p, selects && l->scorer->by_rope ? scores : NULL);
+    if (makes(p, ACT_GATHERED)) {
+        project_qkv(p);
+        if (turns_tokens(l)) turn(p, qkv, selects && scores_by_rope ? scores : NULL, false);
+    }
     // 3. Score the tokens, select entries of the pyramid, gather them, attend to them, scatter the outputs.
     if (selects && !p->replay) {
-        if (!l->scorer->by_rope) l->scorer->score(l->device, shape, scores, qkv);
+        if (!scores_by_rope) l->scorer->score(l->device, shape, scores, qkv);
         lighthouse_select(l->device, shape, &buffers, scores);
     }
     if (makes(p, ACT_GATHERED)) lighthouse_gather(l->device, shape, &buffers, qkv);
@@ -294,9 +304,10 @@ static void attention_core_backward(const Pass *p, void *grad_qkv, const void *g
     }
     const LighthouseLayer buffers = layer_lighthouse(l, p->layer);
     const LighthouseHalo halo = halo_of(p);
+    const void *token_angles = turns_tokens(l) ? buffer(p, l->angles) : NULL;
     void *scratch = storage_element(grad_qkv, storage_of(l), rows_of(l) * qkv_dim(&l->config));
     lighthouse_backward(l->device, &l->lighthouse, &l->sub_attention, &buffers, &halo, grad_qkv,
-                        grad_attention, buffer(p, l->angles), scratch, workspace);
+                        grad_attention, token_angles, scratch, workspace);
 }
 
 // Steps 4 to 1. grad_residual comes in as the gradient of step 4's output and leaves as that of the input.

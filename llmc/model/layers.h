@@ -3,6 +3,7 @@
 #pragma once
 #include "model/activations.h"
 #include "model/lighthouse.h"
+#include "model/rotary.h"
 #include "model/scorer.h"
 #include "model/weights.h"
 
@@ -20,6 +21,7 @@ typedef struct {
     const LayerKinds *layer_kinds; // [layers]
     LighthouseSettings lighthouse; // of whole sequences
     const Scorer *scorer;          // NULL: norm
+    RopePooling rope_pooling;      // of Lighthouse layers
     size_t scratch_elements;       // the least that scratch must hold, for others that share it
     size_t workspace_bound;        // bytes, for deterministic attention
     Collectives *collectives;      // with the other ranks; NULL: there are none
@@ -36,6 +38,7 @@ typedef struct {
     LighthouseShape lighthouse;  // of Lighthouse layers
     AttentionPlan sub_attention; // their inner attention
     const Scorer *scorer;        // their choice of entries
+    RopePooling rope_pooling;    // what they turn
     Collectives *context;        // the context-parallel group; NULL if this rank holds whole sequences
     // Working memory, as offsets in the arena.
     const MemoryPlan *memory;

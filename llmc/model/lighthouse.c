@@ -44,7 +44,11 @@ void lighthouse_select(Device *device, const LighthouseShape *shape, const Light
 
 void lighthouse_gather(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
                        const void *qkv) {
-    device->ops->gather.forward(layer->gathered, qkv, layer->positions, shape, device->stream);
+    const Ops *ops = device->ops;
+    ops->gather.forward(layer->gathered, qkv, layer->positions, shape, device->stream);
+    if (layer->entry_angles)
+        ops->rope.rotate_entries(layer->gathered, layer->positions, layer->entry_angles, shape, false,
+                                 device->stream);
 }
 
 void lighthouse_attend(Device *device, const AttentionPlan *inner, const LighthouseLayer *layer,
@@ -88,5 +92,8 @@ void lighthouse_backward(Device *device, const LighthouseShape *shape, const Att
                           device->stream);
     attention_backward(device, inner, grad_gathered, grad_sub_out, layer->gathered, layer->sub_out,
                        layer->logsumexp, workspace);
+    if (layer->entry_angles)
+        ops->rope.rotate_entries(grad_gathered, layer->positions, layer->entry_angles, shape, true,
+                                 device->stream);
     ops->gather.backward(grad_qkv, grad_gathered, layer->positions, angles, shape, device->stream);
 }

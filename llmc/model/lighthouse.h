@@ -10,6 +10,9 @@ typedef struct {
     void *gathered;     // S[batch, entries, 3*heads, head_dim]
     void *sub_out;      // S[batch, entries, heads, head_dim]
     void *logsumexp;    // A[batch, heads, entries]
+    // A[seq_len, head_dim/2, 2]: gathered queries and keys turn by the angles of their entry's last token. NULL:
+    // they do not, as the tokens turned before they were pooled.
+    const void *entry_angles;
 } LighthouseLayer;
 
 // What crosses from piece to piece of sequences that a context-parallel group holds: device memory that
@@ -29,7 +32,7 @@ AttentionPlan lighthouse_attention_plan(Device *device, const LighthouseShape *s
 void lighthouse_select(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
                        void *scores);
 
-// layer->gathered from qkv S[batch, seq_len, heads + 2*kv_heads, head_dim] and the positions.
+// layer->gathered from qkv S[batch, seq_len, heads + 2*kv_heads, head_dim], the positions and entry_angles.
 void lighthouse_gather(Device *device, const LighthouseShape *shape, const LighthouseLayer *layer,
                        const void *qkv);
 
@@ -44,8 +47,8 @@ void lighthouse_scatter(Device *device, const LighthouseShape *shape, const Ligh
 // Elements of storage type that lighthouse_backward needs as scratch.
 int64_t lighthouse_backward_scratch(const LighthouseShape *shape);
 
-// grad_qkv S, laid out as qkv and turned back by `angles` (as rope's inverse; NULL: not), from grad_out S,
-// laid out as out. The selection has no gradient.
+// grad_qkv S, laid out as qkv and turned back by `angles` (as rope's inverse; NULL: not, since the tokens did
+// not turn), from grad_out S, laid out as out. The selection has no gradient.
 void lighthouse_backward(Device *device, const LighthouseShape *shape, const AttentionPlan *inner,
                          const LighthouseLayer *layer, const LighthouseHalo *halo, void *grad_qkv,
                          const void *grad_out, const void *angles, void *scratch, void *workspace);

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+const char *const rope_pooling_names[] = {"before", "after", NULL};
+
 // Formed in double: in float the angles would be off by 0.06 at a million.
 static void fill_angles(double *angles, int64_t seq_len, int64_t half, double theta, Group context) {
     double *frequencies = host_allocate((size_t)half, sizeof(double), "RoPE frequencies");

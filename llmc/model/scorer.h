@@ -5,10 +5,10 @@
 
 typedef struct {
     bool keys_for_each_query_head; // else once for the query heads that share a key head
-    // Whether the RoPE operation writes level 0, as the norms of the queries and keys that it turns.
+    // Whether level 0 are the norms of queries and keys, which the RoPE operation writes where it turns them.
     bool by_rope;
-    // Else: level 0 of scores A[batch, heads + key_score_heads, pyramid] from qkv S[batch, seq_len,
-    // heads + 2*kv_heads, head_dim], turned by their positions.
+    // Where it does not: level 0 of scores A[batch, heads + key_score_heads, pyramid] from qkv S[batch, seq_len,
+    // heads + 2*kv_heads, head_dim], whose queries and keys are as they will be pooled.
     void (*score)(Device *device, const LighthouseShape *shape, void *scores, const void *qkv);
 } Scorer;
 

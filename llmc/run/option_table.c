@@ -71,6 +71,8 @@ const Option option_table[] = {
      .help = "entries that one chunk refines; topk / topk-tile chunks choose on their own"},
     {.name = "scorer", CHOICE(scorer, "norm", scorer_names), .unit = "KIND",
      .help = "what entries are chosen by"},
+    {.name = "rope-pooling", CHOICE(rope_pooling, "before", rope_pooling_names), .unit = "before|after",
+     .help = "turn tokens before they are pooled, or selected entries after it, at their last token"},
     {.name = "dense-layers", TEXT(dense_layers, "auto"), .unit = "LIST|none",
      .help = "layers without selection, as 0,1,28,29; auto: the first two and the last two"},
     {.group = "optimizer (AdamW)",

@@ -3,6 +3,7 @@
 #pragma once
 #include "model/activations.h"
 #include "model/config.h"
+#include "model/rotary.h"
 #include "run/schedule.h"
 
 // Which validation losses: as trained, dense (the model that will be served), or both.
@@ -30,6 +31,7 @@ typedef struct {
     bool selection;
     int64_t levels, pool, topk, topk_tile;
     int scorer;               // in scorer_names
+    RopePooling rope_pooling; // of layers with selection
     const char *dense_layers; // "none", or the layers' numbers: "0,1,28,29"
     // optimizer
     int64_t steps, warmup_steps;

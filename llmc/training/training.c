@@ -82,7 +82,8 @@ static Training plan_at_level(Collectives *collectives, const Options *o, Recomp
                                      .recompute = level,
                                      .deterministic = o->deterministic,
                                      .lighthouse = options_lighthouse(o),
-                                     .scorer = &scorers[o->scorer]};
+                                     .scorer = &scorers[o->scorer],
+                                     .rope_pooling = o->rope_pooling};
     const OptimizerSettings optimizer = {.beta1 = o->beta1,
                                          .beta2 = o->beta2,
                                          .epsilon = o->eps,

@@ -8,10 +8,10 @@ from .harness import (
 )
 
 HELP_OPTIONS = """train-data val-data seed model vocab-size dim layers heads kv-heads ffn-dim rope-theta norm-eps
-    seq-len batch-size global-batch selection levels pool topk topk-tile scorer dense-layers steps lr warmup-steps
-    lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume val-every
-    val-batches val-selection log-every device recompute plan deterministic cp zero collective-timeout async-save
-    on-save-error verify-checkpoint max-nonfinite skip-outliers outlier-window time-limit help""".split()
+    seq-len batch-size global-batch selection levels pool topk topk-tile scorer rope-pooling dense-layers steps lr
+    warmup-steps lr-schedule final-lr-frac beta1 beta2 eps weight-decay grad-clip out save-every keep keep-every resume
+    val-every val-batches val-selection log-every device recompute plan deterministic cp zero collective-timeout
+    async-save on-save-error verify-checkpoint max-nonfinite skip-outliers outlier-window time-limit help""".split()
 
 
 @test

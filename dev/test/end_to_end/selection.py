@@ -52,6 +52,14 @@ def a_resumed_first_stage_ends_in_the_same_bytes():
 
 
 @test
+def a_first_stage_that_turns_entries_after_pooling_resumes_to_the_same_bytes():
+    check_resume_is_exact(rope_pooling="after", **LIGHTHOUSE)
+    check_equal("on record", read_trainer(checkpoint(8, "halves"))["options"]["rope-pooling"], "after")
+    train(steps=8, save_every=4, out="before", **LIGHTHOUSE)
+    check(read_metrics("before")[-1]["loss"] != read_metrics("whole")[-1]["loss"], "--rope-pooling has no effect")
+
+
+@test
 def recomputing_changes_no_byte_of_a_run_with_selection():
     make_shards()
     levels = ("none", "cheap", "ffn", "qkv", "block")
@@ -127,6 +135,7 @@ def geometries_that_do_not_work_are_refused():
             ({"dense_layers": "-1"}, ["--dense-layers -1"], {}),
             ({"dense_layers": ""}, ["--dense-layers"], {}),
             ({"scorer": "best"}, ["--scorer best", "norm"], {"scorer": "norm"}),
+            ({"rope_pooling": "between"}, ["--rope-pooling between", "before"], {"rope_pooling": "after"}),
             ({"selection": "maybe"}, ["--selection maybe", "off"], {"selection": "off"}),
             ({"val_selection": "on"}, ["--val-selection on", "both"], {"val_selection": "both"})):
         wrong = LIGHTHOUSE | options

@@ -88,7 +88,7 @@ typedef struct {
 } OperationTable;
 
 extern const OperationTable embedding_operations, norm_operations, linear_operations, rope_operations,
-    attention_operations, attention_merge_operations, lighthouse_select_operations,
+    rope_entries_operations, attention_operations, attention_merge_operations, lighthouse_select_operations,
     lighthouse_gather_operations, lighthouse_scatter_operations, swiglu_operations, loss_operations,
     reduce_operations, convert_operations, adamw_operations;
 

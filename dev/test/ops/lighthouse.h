@@ -17,5 +17,8 @@ enum { HALO_GIVEN, HALO_NONE };
 // Sets the case's Lighthouse shape from its sizes.
 void set_lighthouse_shape(Case *c);
 
+// Elements of what is gathered: [batch, entries, 3·heads, head_dim].
+int64_t gathered_count(const LighthouseShape *shape);
+
 // Adds the tensor `positions`: a selection by random scores, the same for every device.
 void add_positions(Case *c);

@@ -6,7 +6,7 @@
 static int64_t qkv_count(const LighthouseShape *shape) {
     return shape->batch * shape->seq_len * (shape->heads + 2 * shape->kv_heads) * shape->head_dim;
 }
-static int64_t gathered_count(const LighthouseShape *shape) {
+int64_t gathered_count(const LighthouseShape *shape) {
     return shape->batch * shape->entries * 3 * shape->heads * shape->head_dim;
 }
 

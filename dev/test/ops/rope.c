@@ -77,8 +77,26 @@ static const Sizes sizes[] = {
     {.batch = 2, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = ROPE_INVERSE},
 };
 
+// The norms alone, of heads that are not turned.
+static void describe_head_norms(Case *c) {
+    const Sizes *s = &c->sizes;
+    add_tensor(c, "norms", UPDATED, ACCUMULATED, s->batch * (s->heads + s->kv_heads) * (s->rows + LONGER));
+    add_tensor(c, "x", INPUT, STORED, s->batch * s->rows * (s->heads + 2 * s->kv_heads) * s->head_dim);
+}
+
+RUN(head_norms) {
+    const Sizes *s = &c->sizes;
+    ops->rope.norms(at[0], s->rows + LONGER, at[1], s->batch, s->rows, s->heads + 2 * s->kv_heads,
+                    s->heads + s->kv_heads, s->head_dim, stream);
+}
+
+static void formula_head_norms(const Case *c, double **v) {
+    norms_of(v[0], v[1], &c->sizes);
+}
+
 static const Operation rows[] = {
     FORWARD(rope, ONE_ROUNDING, ALL(sizes)),
+    FORWARD(head_norms, ONE_ROUNDING, ALL(sizes)),
 };
 
 const OperationTable rope_operations = {rows, COUNT_OF(rows)};
@@ -101,8 +119,30 @@ static void norms_are_of_what_is_stored(void *argument) {
     }
 }
 
+// Where rope turns by nothing, the norms that it gives are those of the operation for norms alone, to the bit.
+static void norms_alone_are_the_same(void *argument) {
+    const OperationTest *test = (const OperationTest *)argument;
+    Device *device = test->devices->tested;
+    for (int i = 0; i < test->operation->sizes_count; i++) {
+        const Sizes *s = &test->operation->sizes[i];
+        Case turned = make_case(test->operation, *s, alignment_of(device));
+        Case alone = make_case(operation_named("head_norms"), *s, alignment_of(device));
+        for (size_t j = 0; j < turned.tensors[1].count; j++) turned.tensors[1].values[j] = j % 2 == 0;
+        memcpy(alone.tensors[1].values, turned.tensors[0].values, alone.tensors[1].count * sizeof(double));
+        memcpy(alone.tensors[0].values, turned.tensors[2].values, alone.tensors[0].count * sizeof(double));
+        Results expected = run_case(&turned, device), got = run_case(&alone, device);
+        check(!memcmp(got.bytes[0], expected.bytes[2], bytes_of(&alone.tensors[0], device->ops->storage)),
+              "rows %ld, heads of %d: other norms than rope's", (long)s->rows, s->head_dim);
+        free_results(&expected);
+        free_results(&got);
+        free_case(&turned);
+        free_case(&alone);
+    }
+}
+
 static const Sizes norm_sizes[] = {
     {.batch = 3, .rows = 19, .heads = 4, .kv_heads = 2, .head_dim = 6, .variant = ROPE_NORMS},
+    {.batch = 2, .rows = 19, .heads = 9, .kv_heads = 3, .head_dim = 70, .variant = ROPE_NORMS},
     {.batch = 2, .rows = 301, .heads = 6, .kv_heads = 2, .head_dim = 128, .variant = ROPE_NORMS},
 };
 
@@ -110,6 +150,9 @@ void test_rope_norms(const char *where, const Devices *devices) {
     static const Operation operation = FORWARD(rope, ONE_ROUNDING, ALL(norm_sizes));
     OperationTest test = {&operation, devices};
     char *name = format_string("%s: rope_norms", where);
+    char *alone = format_string("%s: rope_norms without rope", where);
     test_run(name, norms_are_of_what_is_stored, &test);
+    test_run(alone, norms_alone_are_the_same, &test);
     free(name);
+    free(alone);
 }

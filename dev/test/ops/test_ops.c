@@ -10,6 +10,7 @@ static const OperationTable *const tables[] = {
     &norm_operations,
     &linear_operations,
     &rope_operations,
+    &rope_entries_operations,
     &attention_operations,
     &attention_merge_operations,
     &lighthouse_select_operations,

@@ -9,13 +9,10 @@ static accumulator_t share_of_token(int level, const LighthouseShape *shape) {
     return (accumulator_t)ldexp(1, -level * shape->log2_pool);
 }
 
-// Where query, key and value heads begin among a token's heads: of qkv, where query heads share a key head,
-// and of what is gathered, where none do.
+// Where query, key and value heads (part 0, 1, 2) begin among a token's heads of qkv, where query heads share a
+// key head.
 static int64_t qkv_head(int part, int64_t head, const LighthouseShape *shape) {
     return part == 0 ? head : shape->heads + (part - 1) * shape->kv_heads + kv_head_of(head, shape);
-}
-static int64_t gathered_head(int part, int64_t head, const LighthouseShape *shape) {
-    return part * shape->heads + head;
 }
 
 static void gather_entry(void *gathered, const void *qkv, Entry entry, const LighthouseShape *shape,

@@ -8,6 +8,11 @@ static inline int64_t kv_head_of(int64_t head, const LighthouseShape *shape) {
     return head / (shape->heads / shape->kv_heads);
 }
 
+// Where the query, key or value (part 0, 1, 2) of a query head is among the heads of a gathered entry.
+static inline int64_t gathered_head(int part, int64_t head, const LighthouseShape *shape) {
+    return part * shape->heads + head;
+}
+
 // --- vectors of a head ----------------------------------------------------------------------------------
 
 // sum[head_dim] += scale · from.
