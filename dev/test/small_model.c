@@ -10,7 +10,8 @@ Training *training_open(Device *device, Collectives *collectives, const ModelCon
                         const DecoderSettings *settings, const LayerKind *layer_kinds,
                         const OptimizerSettings *optimizer) {
     Training *t = host_allocate(1, sizeof(Training), "a training");
-    *t = training_create(device, collectives, config, settings, layer_kinds, optimizer);
+    const AttentionSchedule schedule = attention_schedule_fixed(config->layers, layer_kinds);
+    *t = training_create(device, collectives, config, settings, &schedule, optimizer);
     training_allocate(t);
     optimizer_initialize(t->optimizer, 1);
     return t;
@@ -112,6 +113,11 @@ static void read_odd(void *context, int64_t micro_step, int32_t *inputs, int32_t
     const size_t bytes = (size_t)source->rows * sizeof(int32_t);
     memcpy(inputs, source->batch->inputs + micro_step * source->rows, bytes);
     memcpy(targets, source->batch->targets + micro_step * source->rows, bytes);
+}
+
+StepAttention training_attention(const Training *t, bool selection) {
+    const StepAttention dense = {0};
+    return selection ? training_step_attention(t, 0, false) : dense;
 }
 
 double accumulate(Training *t, const OddBatch *batch) {

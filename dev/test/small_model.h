@@ -50,6 +50,9 @@ Training *odd_training(Device *device, DecoderSettings settings, bool selection)
 // frees them.
 double *odd_weights(const ParameterTable *table);
 
+// The attention of the model's steps: as its first is trained, or all dense.
+StepAttention training_attention(const Training *t, bool selection);
+
 // The mean loss of a batch, whose gradients the model then holds, as trained.
 double accumulate(Training *t, const OddBatch *batch);
 

@@ -168,14 +168,14 @@ static void flops_are_counted(void *unused) {
     (void)unused;
     // By hand: 2 layers of width 8, 4 heads of 2, 2 kv heads, ffn 12, vocabulary 10, 7 tokens.
     ModelConfig config = {10, 8, 2, 4, 2, 12, 1e4, 1e-5};
-    FlopsPerToken flops = flops_per_token(&config, 7, 0, 0);
+    FlopsPerToken flops = flops_per_token(&config, 7, 7, 0, 0);
     const double weights = 2 * (8 * 16 + 8 * 8 + 3 * 8 * 12) + 10 * 8;
     check(flops.linear == 6 * weights, "linear: %g, expected %g", flops.linear, 6 * weights);
     // A token sees (1 + … + 7)/7 = 4 keys: 2 products · 2 operations · 4 heads · 2 · 4 keys, per layer,
     // times 3.
     check(flops.attention == 3 * 2 * (2 * 2 * 4 * 2 * 4), "attention: %g", flops.attention);
     // One of the two layers on a subsequence of 3 entries: 6 pairs instead of 28.
-    flops = flops_per_token(&config, 7, 1, 3);
+    flops = flops_per_token(&config, 7, 7, 1, 3);
     check_close("attention with a Lighthouse layer", &flops.attention,
                 (double[]){3.0 * (2 * 2 * 4 * 2) * (28 + 6) / 7}, 1, 1e-15);
 }
