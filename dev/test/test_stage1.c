@@ -255,9 +255,61 @@ static void recompute_changes_no_bit(void *argument) {
     training_close(kept);
 }
 
+static size_t available; // on the device, as it says
+
+static void say_available(Device *device, size_t *free_bytes, size_t *total_bytes) {
+    (void)device;
+    *free_bytes = available;
+    *total_bytes = 0;
+}
+
+// Bytes of the plan with so much available, and its levels.
+static size_t plan_within(size_t bytes, Collectives *collectives, const Options *options,
+                          RecomputeLevel levels[STEP_TYPES]) {
+    available = bytes;
+    Training t = training_plan(collectives, options);
+    const size_t planned = memory_plan_bytes(t.memory);
+    memcpy(levels, t.decoder->layers.recompute, STEP_TYPES * sizeof(*levels));
+    training_free(&t);
+    return planned;
+}
+
+// With ever less memory dense steps recompute more and more, and then usual ones.
+static void each_type_recomputes_the_least_that_fits(void *unused) {
+    (void)unused;
+    Device *device = cpu_device_create(STORAGE_FLOAT32);
+    device->memory = say_available;
+    const Communicator alone = {.size = 1, .local_size = 1, .groups = {{0, 1}, {0, 1}, {0, 1}}};
+    Collectives *collectives = collectives_create(device, &alone);
+    char *words[] = {"",       "--model", "tiny", "--seq-len",     "4096", "--topk",         "256",
+                     "--plan", "--pool",  "2",    "--dense-every", "8",    "--dense-layers", "0",
+                     NULL};
+    const Options options = options_parse((int)COUNT_OF(words) - 1, words, NULL);
+    RecomputeLevel now[STEP_TYPES], before[STEP_TYPES] = {RECOMPUTE_NONE, RECOMPUTE_NONE};
+    size_t bytes = plan_within(SIZE_MAX / 2, collectives, &options, now);
+    check(now[USUAL_STEP] == RECOMPUTE_NONE && now[DENSE_STEP] == RECOMPUTE_NONE, "with memory for all");
+    for (int plans = 0; now[USUAL_STEP] < RECOMPUTE_BLOCK; plans++) {
+        memcpy(before, now, sizeof(before));
+        const size_t less = plan_within(bytes - 1, collectives, &options, now);
+        check(less < bytes && plans < 20, "%zu bytes planned, with %zu less one available", less, bytes);
+        check(now[DENSE_STEP] >= now[USUAL_STEP], "dense steps keep what usual ones do not");
+        if (now[USUAL_STEP] > before[USUAL_STEP])
+            check(before[DENSE_STEP] == RECOMPUTE_BLOCK,
+                  "usual steps recompute before dense ones do all they can");
+        if (plans == 0) check(now[USUAL_STEP] == RECOMPUTE_NONE, "usual steps recompute first");
+        bytes = less;
+        if (plans > 20) break;
+    }
+    collectives_destroy(collectives);
+    device->destroy(device);
+}
+
 void test_stage1(Device *device) {
-    if (device->ops->storage == STORAGE_FLOAT32)
+    if (device->ops->storage == STORAGE_FLOAT32) {
         test_run("stage 1: all types of steps have their gradients", all_steps_have_their_gradients, NULL);
+        test_run("stage 1: each type of step recomputes the least that fits",
+                 each_type_recomputes_the_least_that_fits, NULL);
+    }
     test_run("stage 1: a dense step is as without selection", a_dense_step_is_as_without_selection, device);
     test_run("stage 1: spans are shorter sequences", spans_are_shorter_sequences, device);
     test_run("stage 1: spans see nothing before", spans_see_nothing_before, device);
