@@ -10,6 +10,7 @@ static void test_device(Device *device) {
     test_lighthouse(device);
     test_model(device);
     test_rope_pooling(device);
+    test_stage1(device);
     test_large(device);
     device->destroy(device);
 }
@@ -27,6 +28,7 @@ static void test_ranks(const Communicator *communicator, bool cuda) {
         Device *device = cuda ? cuda_device_create(communicator->local_rank % cuda_device_count())
                               : cpu_device_create(types[i]);
         test_parallel(device, communicator);
+        test_stage1_parallel(device, communicator);
         device->destroy(device);
     }
 }
@@ -38,6 +40,7 @@ static void test_alone(bool cpu, bool cuda) {
         test_common();
         test_reason();
         test_options();
+        test_schedule();
         test_data();
         test_guard();
         test_logger();

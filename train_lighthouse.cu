@@ -76,7 +76,8 @@ static void report_step(const Trainer *trainer, const Options *o, Logger *logger
     report->tokens = (double)o->global_batch * (double)o->seq_len;
     report->memory = (double)(total_bytes - free_bytes);
     const double peak = device->peak_flops * communicator->size;
-    report->mfu = peak > 0 ? trainer->flops_per_token * report->tokens / report->seconds / peak : NAN;
+    report->mfu = peak > 0 ? report->flops / report->seconds / peak : NAN;
+    trainer_look_ahead(trainer, o, report);
     if (communicator->rank == 0)
         logger_step(logger, report, report->step % o->log_every == 0 || report->step == o->steps);
 }

@@ -6,7 +6,9 @@
 //   mpirun -np 2 step --cp 2 …             a step of several GPUs together, with the sum of gradients; also
 //                                          prints how much of their communication is hidden by computation
 //
-// One sequence a step unless --batch-size says otherwise; no data is needed.
+// One sequence a step unless --batch-size says otherwise; no data is needed. Where some steps are dense (--dense-every,
+// --dense-first) both types of step are measured, and the result is their mean over the --steps of a run; the table
+// is of a usual step. Where layers take turns in being dense, the first usual step stands for all.
 #include "run/options_check.h"
 #include "training/step.h"
 #include "bench.h"
@@ -21,6 +23,7 @@ static const double long_step = 2; // in seconds: longer steps are measured once
 typedef struct {
     Training training;
     int32_t *inputs, *targets;
+    int64_t step; // whose attention is run
 } Bench;
 
 static int64_t batch_rows(const Bench *b) {
@@ -38,7 +41,7 @@ static void forward_backward(void *context) {
     Bench *b = (Bench *)context;
     Training *t = &b->training;
     const BatchSource source = {read_batch, b};
-    const StepAttention attention = training_attention(t, true);
+    const StepAttention attention = training_step_attention(t, b->step, false);
     const GradientsReady reduction = optimizer_reduction(t->optimizer);
     step_accumulate(t, &attention, &source, &reduction);
     collectives_finish(t->collectives);
@@ -61,6 +64,37 @@ static void profile_step(Bench *b, const Ceilings *ceilings) {
     printf("\n");
     print_operations(rows, count, ceilings);
     free(rows);
+}
+
+// How long the steps of a run take, of each type that there is.
+typedef struct {
+    int64_t count[STEP_TYPES];
+    double seconds[STEP_TYPES]; // of forward and backward of one
+    double mean;                // over all
+} StepTimes;
+
+static double measure_step(Bench *b, int64_t step) {
+    b->step = step;
+    const double seconds = median_seconds(forward_backward, b, 1, 1);
+    if (!communicator_all(b->training.collectives->communicator, seconds < long_step, "the benchmark"))
+        return seconds;
+    return median_seconds(forward_backward, b, WARMUP, REPEATS);
+}
+
+// Leaves the bench at a usual step, if there is one.
+static StepTimes measure_steps(Bench *b, int64_t steps) {
+    const AttentionSchedule *schedule = &b->training.schedule;
+    StepTimes times = {0};
+    times.count[DENSE_STEP] = attention_schedule_dense_steps(schedule, 0, steps);
+    times.count[USUAL_STEP] = steps - times.count[DENSE_STEP];
+    for (int type = STEP_TYPES - 1; type >= 0; type--) {
+        if (times.count[type] == 0) continue;
+        int64_t step = 0;
+        while (attention_schedule_type(schedule, step) != (StepType)type) step++;
+        times.seconds[type] = measure_step(b, step);
+        times.mean += times.seconds[type] * (double)times.count[type] / (double)steps;
+    }
+    return times;
 }
 
 // --- what several GPUs exchange -------------------------------------------------------------------------
@@ -190,16 +224,32 @@ static double gib_in_use(Device *device) {
     return (double)(total_bytes - free_bytes) / 0x1p30;
 }
 
-static void print_step(const Training *t, const Options *o, double step, double update, double used) {
-    const FlopsPerToken flops = training_flops(t);
+static void print_recompute(const Training *t, const StepTimes *times) {
+    const RecomputeLevel *levels = t->decoder->layers.recompute;
+    printf("recompute %s", recompute_names[levels[USUAL_STEP]]);
+    if (times->count[DENSE_STEP] > 0) printf(" (%s in dense steps)", recompute_names[levels[DENSE_STEP]]);
+}
+
+static void print_step(const Training *t, const Options *o, const StepTimes *times, double update,
+                       double used) {
+    const FlopsPerToken flops = training_mean_flops(t, o->steps);
+    const double step = times->mean;
+    const int64_t layers = t->schedule.layers;
     const int processes = t->collectives->communicator->size;
     const double tokens = (double)(o->global_batch * o->seq_len),
                  work = (flops.linear + flops.attention) * tokens;
     if (processes > 1) printf("%d GPUs, %ld for each sequence: ", processes, (long)o->cp);
-    printf("%s, %ld x %ld tokens, %ld Lighthouse layers on %ld entries, recompute %s, deterministic %s\n",
-           model_preset_names[o->model], (long)o->global_batch, (long)o->seq_len, (long)t->lighthouse_layers,
-           (long)(t->decoder->layers.lighthouse.entries * o->cp),
-           recompute_names[t->decoder->layers.recompute], o->deterministic ? "on" : "off");
+    printf("%s, %ld x %ld tokens, %.4g Lighthouse layers on %ld entries, ", model_preset_names[o->model],
+           (long)o->global_batch, (long)o->seq_len,
+           (double)layers - attention_schedule_dense_layers(&t->schedule),
+           (long)(t->decoder->layers.lighthouse.entries * o->cp));
+    print_recompute(t, times);
+    printf(", deterministic %s\n", o->deterministic ? "on" : "off");
+    if (times->count[DENSE_STEP] > 0)
+        printf(
+            "in a run of %ld steps %ld usual ones, of %.1f ms, and %ld dense ones, of %.1f ms; on average:\n",
+            (long)o->steps, (long)times->count[USUAL_STEP], 1e3 * times->seconds[USUAL_STEP],
+            (long)times->count[DENSE_STEP], 1e3 * times->seconds[DENSE_STEP]);
     printf("%.1f ms forward and backward, %.2f ms optimizer step: "
            "%.1fk tokens/s, %.1fk with an optimizer step every time\n",
            1e3 * step, 1e3 * update, 1e-3 * tokens / step, 1e-3 * tokens / (step + update));
@@ -210,12 +260,19 @@ static void print_step(const Training *t, const Options *o, double step, double 
            (double)memory_plan_bytes(t->memory) / 0x1p30, used);
 }
 
-static void print_json(const Training *t, const Options *o, double step, double update, double used) {
+static void print_json(const Training *t, const Options *o, const StepTimes *times, double update,
+                       double used) {
+    const double step = times->mean;
     const int64_t tokens = o->global_batch * o->seq_len;
     printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"tokens\": %ld, \"recompute\": \"%s\"", t->device->name,
-           model_preset_names[o->model], (long)tokens, recompute_names[t->decoder->layers.recompute]);
+           model_preset_names[o->model], (long)tokens,
+           recompute_names[t->decoder->layers.recompute[USUAL_STEP]]);
     printf(", \"ms\": %.3f, \"optimizer_ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * step, 1e3 * update,
            (double)tokens / step);
+    if (times->count[DENSE_STEP] > 0)
+        printf(", \"usual_ms\": %.3f, \"dense_ms\": %.3f, \"dense_recompute\": \"%s\"",
+               1e3 * times->seconds[USUAL_STEP], 1e3 * times->seconds[DENSE_STEP],
+               recompute_names[t->decoder->layers.recompute[DENSE_STEP]]);
     printf(", \"planned_gib\": %.3f, \"memory_gib\": %.3f}\n", (double)memory_plan_bytes(t->memory) / 0x1p30,
            used);
 }
@@ -229,25 +286,25 @@ int main(int argc, char **argv) {
     options.plan = true; // so that no data is required
     Communicator communicator = communicator_create(&argc, &argv);
     options.global_batch = options.batch_size * max_i64(communicator.size / options.cp, 1);
+    options.steps = max_i64(options.steps, 1);
     options_check(&options, communicator.size);
     communicator_divide(&communicator, (int)options.cp);
     options.device = DEVICE_CUDA;
     Device *device = training_open_device(&options, &communicator);
     Collectives *collectives = collectives_create(device, &communicator);
     const Ceilings ceilings = measure_ceilings(device);
-    Bench b = {training_plan(collectives, &options), NULL, NULL};
+    Bench b = {.training = training_plan(collectives, &options)};
     training_allocate(&b.training);
     optimizer_initialize(b.training.optimizer, 1);
     make_batch(&b);
-    double step = median_seconds(forward_backward, &b, 1, 1);
-    if (communicator_all(&communicator, step < long_step, "the benchmark"))
-        step = median_seconds(forward_backward, &b, WARMUP, REPEATS);
+    const StepTimes times = measure_steps(&b, options.steps);
     const double update = median_seconds(optimizer_step, &b, WARMUP, REPEATS);
     const double used = gib_in_use(device);
-    print_step(&b.training, &options, step, update, used);
-    if (communicator.size > 1) print_overlap(&b, step);
+    print_step(&b.training, &options, &times, update, used);
+    if (communicator.size > 1)
+        print_overlap(&b, times.seconds[times.count[USUAL_STEP] > 0 ? USUAL_STEP : DENSE_STEP]);
     if (!brief) profile_step(&b, &ceilings);
-    print_json(&b.training, &options, step, update, used);
+    print_json(&b.training, &options, &times, update, used);
     training_free(&b.training);
     free(b.inputs);
     free(b.targets);

@@ -13,8 +13,8 @@ import sys
 from end_to_end import harness
 
 # In this order they run.
-SUBJECTS = ("training", "resume", "selection", "parallel", "stop", "guard", "launch", "checkpoint", "disk", "command_line",
-            "data", "ablation", "evaluate")
+SUBJECTS = ("training", "resume", "selection", "schedule", "parallel", "stop", "guard", "launch", "checkpoint", "disk",
+            "command_line", "data", "ablation", "evaluate")
 
 
 def main():

@@ -9,8 +9,15 @@ const OptimizerSettings usual_optimizer = {0.9, 0.95, 1e-8, 0.1, false, 1.0, fal
 Training *training_open(Device *device, Collectives *collectives, const ModelConfig *config,
                         const DecoderSettings *settings, const LayerKind *layer_kinds,
                         const OptimizerSettings *optimizer) {
+    const AttentionSchedule schedule = attention_schedule_fixed(config->layers, layer_kinds);
+    return training_open_scheduled(device, collectives, config, settings, &schedule, optimizer);
+}
+
+Training *training_open_scheduled(Device *device, Collectives *collectives, const ModelConfig *config,
+                                  const DecoderSettings *settings, const AttentionSchedule *schedule,
+                                  const OptimizerSettings *optimizer) {
     Training *t = host_allocate(1, sizeof(Training), "a training");
-    *t = training_create(device, collectives, config, settings, layer_kinds, optimizer);
+    *t = training_create(device, collectives, config, settings, schedule, optimizer);
     training_allocate(t);
     optimizer_initialize(t->optimizer, 1);
     return t;
@@ -47,6 +54,19 @@ void *gradient_bytes(const Training *t, size_t *size) {
     void *bytes = host_allocate(*size, 1, "gradients");
     t->device->download(t->device, bytes, weights_gradients_from(t->weights, 0), *size);
     return bytes;
+}
+
+double step_tolerance(const Device *device) {
+    if (device->ops->storage == STORAGE_FLOAT64) return 1e-12;
+    return device->ops->storage == STORAGE_FLOAT32 ? 1e-5 : 2e-2;
+}
+
+void equal_gradient_bytes(const char *what, const Training *a, const Training *b) {
+    size_t size, other_size;
+    void *bytes = gradient_bytes(a, &size), *other = gradient_bytes(b, &other_size);
+    check(size == other_size && !memcmp(bytes, other, size), "%s: the gradients' bytes differ", what);
+    free(bytes);
+    free(other);
 }
 
 void check_parameters(const ParameterTable *table, const double *a, const double *b, double tolerance) {
@@ -112,6 +132,11 @@ static void read_odd(void *context, int64_t micro_step, int32_t *inputs, int32_t
     const size_t bytes = (size_t)source->rows * sizeof(int32_t);
     memcpy(inputs, source->batch->inputs + micro_step * source->rows, bytes);
     memcpy(targets, source->batch->targets + micro_step * source->rows, bytes);
+}
+
+StepAttention training_attention(const Training *t, bool selection) {
+    const StepAttention dense = {0};
+    return selection ? training_step_attention(t, 0, false) : dense;
 }
 
 double accumulate(Training *t, const OddBatch *batch) {

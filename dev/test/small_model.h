@@ -11,6 +11,11 @@ extern const OptimizerSettings usual_optimizer;
 Training *training_open(Device *device, Collectives *collectives, const ModelConfig *config,
                         const DecoderSettings *settings, const LayerKind *layer_kinds,
                         const OptimizerSettings *optimizer);
+
+// Likewise, with a schedule, which is the training's from here on.
+Training *training_open_scheduled(Device *device, Collectives *collectives, const ModelConfig *config,
+                                  const DecoderSettings *settings, const AttentionSchedule *schedule,
+                                  const OptimizerSettings *optimizer);
 void training_close(Training *t);
 
 StorageType accumulator_of(const Training *t);
@@ -24,6 +29,12 @@ double *get_gradients(const Training *t);
 
 // All weights as the device stores them; the caller frees them.
 double *get_weights(const Training *t);
+
+// How far results in the device's storage type may be from those of another way to compute them.
+double step_tolerance(const Device *device);
+
+// Checks that two models hold the same gradients, bit for bit.
+void equal_gradient_bytes(const char *what, const Training *a, const Training *b);
 
 // The gradients' bytes, for comparisons to the bit. The caller frees them.
 void *gradient_bytes(const Training *t, size_t *size);
@@ -49,6 +60,9 @@ Training *odd_training(Device *device, DecoderSettings settings, bool selection)
 // Random weights that bfloat16 holds exactly, so that every device computes the same function. The caller
 // frees them.
 double *odd_weights(const ParameterTable *table);
+
+// The attention of the model's steps: as its first is trained, or all dense.
+StepAttention training_attention(const Training *t, bool selection);
 
 // The mean loss of a batch, whose gradients the model then holds, as trained.
 double accumulate(Training *t, const OddBatch *batch);

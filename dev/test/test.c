@@ -165,6 +165,23 @@ void check_dies(void (*action)(void *argument), void *argument, const char *mess
     check(last_error && strchr(last_error, '\n') == text + length - 1, "should be one line: %s", text);
 }
 
+char *printed_by(void (*action)(void *argument), void *argument) {
+    FILE *file = tmpfile();
+    fflush(stdout);
+    const int kept = dup(STDOUT_FILENO);
+    if (!file || kept < 0 || dup2(fileno(file), STDOUT_FILENO) < 0) fatal("cannot redirect what is printed");
+    action(argument);
+    fflush(stdout);
+    dup2(kept, STDOUT_FILENO);
+    close(kept);
+    const long size = ftell(file) < 0 || fseek(file, 0, SEEK_END) != 0 ? 0 : ftell(file);
+    char *text = host_allocate((size_t)size + 1, 1, "what was printed");
+    rewind(file);
+    text[fread(text, 1, (size_t)size, file)] = 0;
+    fclose(file);
+    return text;
+}
+
 static char directory_root[64];
 static pid_t directory_owner; // the process that removes the directories: a forked child must not
 

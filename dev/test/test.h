@@ -26,6 +26,9 @@ void check_close(const char *what, const double *a, const double *b, size_t coun
 // stderr that contains `message`.
 void check_dies(void (*action)(void *argument), void *argument, const char *message);
 
+// What `action` writes to standard output; the caller frees it.
+char *printed_by(void (*action)(void *argument), void *argument);
+
 // A new empty directory, removed with its contents when the tests end.
 const char *test_directory(void);
 
@@ -61,12 +64,15 @@ void test_checkpoint_directory(void);
 void test_saver(void);
 void test_optimizer_file(void);
 void test_options(void);
+void test_schedule(void);
 void test_ops(Device *device);
 void test_lighthouse(Device *device);
 void test_model(Device *device);
 void test_rope_pooling(Device *device);
+void test_stage1(Device *device);
 void test_large(Device *device);
 void test_parallel(Device *device, const Communicator *communicator);
+void test_stage1_parallel(Device *device, const Communicator *communicator);
 
 // Groups that several processes run together.
 void test_parallel_checkpoint(const Communicator *communicator);

@@ -183,14 +183,6 @@ static void step_matches_plain_c(void *argument) {
 
 // --- equivalences ---------------------------------------------------------------------------------------
 
-static void equal_gradient_bytes(const char *what, const Training *a, const Training *b) {
-    size_t size, other_size;
-    void *bytes = gradient_bytes(a, &size), *other = gradient_bytes(b, &other_size);
-    check(size == other_size && !memcmp(bytes, other, size), "%s: the gradients' bytes differ", what);
-    free(bytes);
-    free(other);
-}
-
 static void steps_repeat_to_the_bit(void *argument) {
     const Setup *setup = (const Setup *)argument;
     Device *device = setup->device;
@@ -222,11 +214,6 @@ static void recompute_changes_no_bit(void *argument) {
         training_close(recomputed);
     }
     training_close(kept);
-}
-
-static double step_tolerance(const Device *device) {
-    if (device->ops->storage == STORAGE_FLOAT64) return 1e-12;
-    return device->ops->storage == STORAGE_FLOAT32 ? 1e-5 : 2e-2;
 }
 
 static void chunked_head_equals_whole(void *argument) {

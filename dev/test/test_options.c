@@ -98,6 +98,18 @@ static void bad_values_are_refused(void *unused) {
     check_refused("--train-data x --dense-layers 0,30", NULL,
                   "--dense-layers 0,30: expected none, or layers from 0 to 29");
     check_refused("--train-data x --dense-layers 0,,1", NULL, "--dense-layers 0,,1: expected");
+    check_refused("--train-data x --dense-layers rotate:0", NULL,
+                  "--dense-layers rotate:0: expected rotate:R");
+    check_refused("--train-data x --dense-layers rotate:", NULL, "--dense-layers rotate:: expected rotate:R");
+    check_refused("--train-data x --dense-layers rotate:-6", NULL,
+                  "--dense-layers rotate:-6: expected rotate:R");
+    check_refused("--train-data x --dense-layers rotate:6,7", NULL, "--dense-layers rotate:6,7: expected");
+    check_refused("--train-data x --dense-every -1", NULL, "--dense-every -1: expected a value from 0");
+    check_refused("--train-data x --dense-first x", NULL, "--dense-first x: expected a whole number");
+    check_refused("--train-data x --dense-span 5000", NULL,
+                  "--dense-span 5000 does not divide --seq-len 98304; 4096 and 6144 do");
+    check_refused("--train-data x --dense-span 98305", NULL,
+                  "--dense-span 98305 does not divide --seq-len 98304; 98304 does");
     check_refused("--train-data x --dense-layers first", NULL, "--dense-layers first: expected");
     check_refused("--train-data x --topk 1600", NULL, "--topk 1600 must be a multiple of --topk-tile 128");
 }
@@ -144,6 +156,50 @@ static void what_is_not_on_record_is_as_it_was(void *unused) {
     cJSON_Delete(record);
 }
 
+// Refused on several processes, where a span has to fit the pieces that a process holds.
+static void check_on_four(void *argument) {
+    Options options = parse(*(CommandLine *)argument);
+    options_check(&options, 4);
+}
+
+static void spans_fit_pieces(void *unused) {
+    (void)unused;
+    CommandLine too_long = {"--train-data x --cp 2 --dense-span 49152", NULL};
+    check_dies(
+        check_on_four, &too_long,
+        "--dense-span 49152 does not divide the pieces of 24576 tokens into which --cp 2 cuts --seq-len "
+        "98304; 24576 does");
+    CommandLine fits = {"--train-data x --cp 2 --dense-span 24576", NULL},
+                off = {"--train-data x --selection off --dense-every 3 --dense-span 5000 --seq-len 40", NULL};
+    check_on_four(&fits);
+    check_on_four(&off);
+}
+
+static void print_resumed(void *argument) {
+    const CommandLine *line = (const CommandLine *)argument;
+    const Options options = parse(*line);
+    options_print(&options, line->recorded);
+}
+
+// What an older program's checkpoint does not record is as that program did it, and is named.
+static void what_a_checkpoint_lacks_is_named(void *unused) {
+    (void)unused;
+    CommandLine first = {"--train-data a --dense-every 8 --dense-first 9", NULL};
+    const Options before = parse(first);
+    cJSON *record = options_record(&before);
+    cJSON_DeleteItemFromObject(record, "dense-every");
+    CommandLine again = {"--resume latest", record};
+    const Options after = parse(again);
+    check(after.dense_every == 0 && after.dense_first == 9, "every %ld, first %ld", (long)after.dense_every,
+          (long)after.dense_first);
+    char *said = printed_by(print_resumed, &again);
+    check(strstr(said, "dense-every        0   (not in the checkpoint: 0)\n") != NULL, "not named in %s",
+          said);
+    check(strstr(said, "dense-first        9\n") != NULL, "9 is not as it was in %s", said);
+    free(said);
+    cJSON_Delete(record);
+}
+
 static void schedules_have_their_values(void *unused) {
     (void)unused;
     static const struct {
@@ -181,14 +237,17 @@ static void flops_are_counted(void *unused) {
     (void)unused;
     // By hand: 2 layers of width 8, 4 heads of 2, 2 kv heads, ffn 12, vocabulary 10, 7 tokens.
     ModelConfig config = {10, 8, 2, 4, 2, 12, 1e4, 1e-5};
-    FlopsPerToken flops = flops_per_token(&config, 7, 0, 0);
+    FlopsPerToken flops = flops_per_token(&config, 7, 7, 0, 0);
     const double weights = 2 * (8 * 16 + 8 * 8 + 3 * 8 * 12) + 10 * 8;
     check(flops.linear == 6 * weights, "linear: %g, expected %g", flops.linear, 6 * weights);
     // A token sees (1 + … + 7)/7 = 4 keys: 2 products · 2 operations · 4 heads · 2 · 4 keys, per layer,
     // times 3.
     check(flops.attention == 3 * 2 * (2 * 2 * 4 * 2 * 4), "attention: %g", flops.attention);
     // One of the two layers on a subsequence of 3 entries: 6 pairs instead of 28.
-    flops = flops_per_token(&config, 7, 1, 3);
+    // In spans of one token each sees itself only.
+    flops = flops_per_token(&config, 7, 1, 0, 0);
+    check(flops.attention == 3 * 2 * (2 * 2 * 4 * 2), "attention in spans: %g", flops.attention);
+    flops = flops_per_token(&config, 7, 7, 1, 3);
     check_close("attention with a Lighthouse layer", &flops.attention,
                 (double[]){3.0 * (2 * 2 * 4 * 2) * (28 + 6) / 7}, 1, 1e-15);
 }
@@ -255,6 +314,8 @@ void test_options(void) {
     test_run("options: resume restores, overrides, and refuses other shapes", resume_restores_and_overrides,
              NULL);
     test_run("options: what is not on record is as it was", what_is_not_on_record_is_as_it_was, NULL);
+    test_run("options: spans fit the pieces that a process holds", spans_fit_pieces, NULL);
+    test_run("options: what a checkpoint lacks is named", what_a_checkpoint_lacks_is_named, NULL);
     test_run("schedule: values of every kind", schedules_have_their_values, NULL);
     test_run("flops: counted by hand", flops_are_counted, NULL);
     test_run("activations: recompute levels keep less and less", recompute_levels_keep_less_and_less, NULL);

@@ -223,7 +223,7 @@ static void check_gradient_bytes(const Training *t, const void *expected, const 
     size_t size;
     void *bytes = gradient_bytes(t, &size);
     check(!memcmp(expected, bytes, size), "%s, recompute %s: other gradients", what,
-          recompute_names[t->decoder->layers.recompute]);
+          recompute_names[t->decoder->layers.recompute[USUAL_STEP]]);
     free(bytes);
 }
 

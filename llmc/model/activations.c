@@ -92,12 +92,13 @@ size_t activation_bytes(ActivationKind kind, const ModelConfig *config, const Ac
 
 // --- buffers --------------------------------------------------------------------------------------------
 
-// Whether one of the kinds that a layer can be of has the property.
-static bool any_kind(LayerKinds kinds, ActivationKind activation, RecomputeLevel level,
-                     bool (*has)(ActivationKind, LayerKind, RecomputeLevel)) {
+// Whether the layer, as it is in some step, has the property.
+static bool in_any_step(const ActivationSettings *s, int64_t layer, ActivationKind activation,
+                        bool (*has)(ActivationKind, LayerKind, RecomputeLevel)) {
     for (int kind = LAYER_DENSE; kind <= LAYER_LIGHTHOUSE; kind++)
-        if ((kinds & 1u << kind) && has(activation, (LayerKind)kind, level)) return true;
-    return false;
+        if ((s->layer_kinds[layer] & 1u << kind) && has(activation, (LayerKind)kind, s->recompute))
+            return true;
+    return s->dense_steps && has(activation, LAYER_DENSE, s->dense_recompute);
 }
 
 static void plan_activation(Activations *a, ActivationKind kind, size_t bytes, const ActivationSettings *s,
@@ -107,15 +108,16 @@ static void plan_activation(Activations *a, ActivationKind kind, size_t bytes, c
     int64_t kept = 0;
     bool shared = false;
     for (int64_t layer = 0; layer < a->layers; layer++) {
-        kept += any_kind(s->layer_kinds[layer], kind, s->recompute, activation_kept);
-        shared |= any_kind(s->layer_kinds[layer], kind, s->recompute, is_shared);
+        const bool is_kept = in_any_step(s, layer, kind, activation_kept);
+        kept += is_kept;
+        shared |= !is_kept && in_any_step(s, layer, kind, is_shared);
     }
     size_t next = memory_plan_add(memory, (size_t)kept * stride, "activations: %s, %ld layers",
                                   activation_table[kind].name, (long)kept);
     const size_t common = memory_plan_add(memory, shared ? stride : 0, "activations: %s, not kept",
                                           activation_table[kind].name);
     for (int64_t layer = 0; layer < a->layers; layer++) {
-        const bool is_kept = any_kind(s->layer_kinds[layer], kind, s->recompute, activation_kept);
+        const bool is_kept = in_any_step(s, layer, kind, activation_kept);
         a->of_layer[layer][kind] = is_kept ? next : common;
         next += is_kept ? stride : 0;
     }

@@ -10,6 +10,10 @@ typedef enum { LAYER_DENSE, LAYER_LIGHTHOUSE } LayerKind;
 // The kinds that a layer is of at one step or another: a set of 1 << LayerKind.
 typedef unsigned LayerKinds;
 
+// The types of optimizer steps: those in which each layer is of a kind of its own, and those that are dense in
+// all layers although some would select (--dense-every, --dense-first).
+typedef enum { USUAL_STEP, DENSE_STEP, STEP_TYPES } StepType;
+
 typedef enum {
     ACT_RESIDUAL,      // the layer's input
     ACT_ATTN_NORM,     // normalized input of attention
@@ -48,9 +52,11 @@ bool activation_kept(ActivationKind activation, LayerKind layer, RecomputeLevel 
 
 // What the activations are of.
 typedef struct {
-    int64_t batch, seq_len; // sequences, and tokens of each that this rank holds
-    RecomputeLevel recompute;
-    const LayerKinds *layer_kinds;     // [layers]
+    int64_t batch, seq_len;            // sequences, and tokens of each that this rank holds
+    RecomputeLevel recompute;          // in usual steps
+    const LayerKinds *layer_kinds;     // [layers]: in usual steps
+    bool dense_steps;                  // there are dense steps too
+    RecomputeLevel dense_recompute;    // in those
     const LighthouseShape *lighthouse; // of Lighthouse layers; NULL: there are none
 } ActivationSettings;
 
@@ -69,8 +75,8 @@ typedef struct {
     size_t grad_branch;   // S[rows, dim]: the gradient of a norm's output or of attention's
 } Activations;
 
-// Plans the memory of all activations. A layer has a buffer of its own for what one of its kinds keeps; the
-// rest lies in buffers that layers share.
+// Plans the memory of all activations. A layer has a buffer of its own for what it keeps in steps of one type or
+// another; the rest lies in buffers that layers share.
 Activations *activations_create(Device *device, const ModelConfig *config, const ActivationSettings *settings,
                                 MemoryPlan *memory);
 void activations_free(Activations *activations);

@@ -45,9 +45,11 @@ static Layers create_layers(Device *device, const ModelConfig *config, const Dec
     const LayersSettings settings = {
         .batch = s->batch,
         .seq_len = s->seq_len,
-        .recompute = s->recompute,
+        .recompute = {s->recompute, s->dense_recompute},
         .deterministic = s->deterministic,
         .layer_kinds = s->layer_kinds ? s->layer_kinds : dense,
+        .dense_steps = s->dense_steps,
+        .dense_span = s->dense_span,
         .lighthouse = s->lighthouse,
         .scorer = s->scorer,
         .rope_pooling = s->rope_pooling,
@@ -213,7 +215,7 @@ void decoder_row_losses(Decoder *d, const StepAttention *attention, double *loss
 }
 
 void decoder_logits(Decoder *d, void *logits, const int32_t *inputs, int64_t first_row, int64_t count) {
-    const StepAttention dense = {NULL, false};
+    const StepAttention dense = {0};
     const Layers *layers = &d->layers;
     const ModelConfig *c = &layers->config;
     Device *device = layers->device;

@@ -4,15 +4,18 @@
 #include "model/layers.h"
 
 typedef struct {
-    int64_t batch, seq_len; // of a micro-step: sequences, and tokens of each that this rank holds
-    int64_t micro_steps;    // of one optimizer step
-    RecomputeLevel recompute;
-    bool deterministic;               // attention's backward too
-    const LayerKinds *layer_kinds;    // [layers]: the kinds of attention that a layer runs; NULL: all dense
-    LighthouseSettings lighthouse;    // of whole sequences
-    const Scorer *scorer;             // NULL: norm
-    RopePooling rope_pooling;         // of Lighthouse layers
-    int64_t loss_chunk;               // tokens whose logits are held at once; 0: as many as fit in 2 GiB
+    int64_t batch, seq_len;         // of a micro-step: sequences, and tokens of each that this rank holds
+    int64_t micro_steps;            // of one optimizer step
+    RecomputeLevel recompute;       // in usual steps
+    RecomputeLevel dense_recompute; // in dense steps
+    bool deterministic;             // attention's backward too
+    const LayerKinds *layer_kinds;  // [layers]: in usual steps; NULL: all dense
+    bool dense_steps;               // there are dense steps too
+    int64_t dense_span;             // in them no token attends beyond its span of so many; 0: whole sequences
+    LighthouseSettings lighthouse;  // of whole sequences
+    const Scorer *scorer;           // NULL: norm
+    RopePooling rope_pooling;       // of Lighthouse layers
+    int64_t loss_chunk;             // tokens whose logits are held at once; 0: as many as fit in 2 GiB
     size_t attention_workspace_bound; // bytes, for deterministic attention; 0: 4 GiB
     Collectives *collectives;         // with the other ranks; NULL: there are none
 } DecoderSettings;

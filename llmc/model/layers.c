@@ -50,16 +50,23 @@ static size_t scratch_elements(const Layers *l, const LayersSettings *s, bool se
     return (size_t)max_i64((int64_t)s->scratch_elements, max_i64(feed_forward, attention));
 }
 
+// What attention needs at most, in any layer and step.
+static size_t workspace_bytes(const Layers *l, const LayersSettings *s, bool selects) {
+    const bool dense = layers_of_kind(s, l->config.layers, LAYER_DENSE) > 0;
+    const AttentionPlan *whole = &l->attention[USUAL_STEP], *in_dense_steps = &l->attention[DENSE_STEP];
+    // Where no layer is trained dense, validation still runs the dense forward.
+    size_t bytes = dense ? whole->workspace_bytes : whole->forward_bytes;
+    if (s->dense_steps && in_dense_steps->workspace_bytes > bytes) bytes = in_dense_steps->workspace_bytes;
+    if (selects && l->sub_attention.workspace_bytes > bytes) bytes = l->sub_attention.workspace_bytes;
+    return bytes;
+}
+
 static void plan_working_memory(Layers *l, const LayersSettings *s, MemoryPlan *memory) {
     const size_t storage = storage_size(storage_of(l)), accumulator = storage_size(accumulator_of(l));
     const bool selects = layers_of_kind(s, l->config.layers, LAYER_LIGHTHOUSE) > 0;
-    const bool dense = layers_of_kind(s, l->config.layers, LAYER_DENSE) > 0;
     const int64_t rows_of_scores = selects ? l->batch * score_rows(&l->lighthouse) : 0;
     const size_t scores = (size_t)(rows_of_scores * l->lighthouse.pyramid);
     const size_t halo = selects && l->context ? (size_t)lighthouse_halo_elements(&l->lighthouse) : 0;
-    // Where no layer is trained dense, validation still runs the dense forward.
-    const size_t dense_bytes = dense ? l->attention.workspace_bytes : l->attention.forward_bytes;
-    const size_t sub_bytes = selects ? l->sub_attention.workspace_bytes : 0;
     l->memory = memory;
     l->scratch = memory_plan_add(memory, scratch_elements(l, s, selects) * storage,
                                  "a chunk of logits, or wide gradients");
@@ -68,10 +75,19 @@ static void plan_working_memory(Layers *l, const LayersSettings *s, MemoryPlan *
     l->halo_received = memory_plan_add(memory, halo * storage, "the scatter's halo, received");
     l->grad_halo = memory_plan_add(memory, halo * accumulator, "the halo's gradient, to send");
     l->grad_halo_received = memory_plan_add(memory, halo * accumulator, "the halo's gradient, received");
-    l->attention_workspace =
-        memory_plan_add(memory, dense_bytes > sub_bytes ? dense_bytes : sub_bytes, "attention workspace");
+    l->attention_workspace = memory_plan_add(memory, workspace_bytes(l, s, selects), "attention workspace");
     l->angles =
         memory_plan_add(memory, (size_t)(l->seq_len * head_dim(&l->config)) * accumulator, "RoPE angles");
+}
+
+// Attention of a dense layer: of all tokens that a sequence has here, or of its spans, which are so many
+// shorter sequences in the same buffers. A span is whole on its rank.
+static AttentionPlan dense_plan(const Layers *l, const LayersSettings *s, int64_t span) {
+    const ModelConfig *c = &l->config;
+    const int64_t length = span > 0 ? span : s->seq_len;
+    return attention_plan(l->device, s->batch * (s->seq_len / length), length, (int)c->heads,
+                          (int)c->kv_heads, (int)head_dim(c), s->deterministic, s->workspace_bound,
+                          span > 0 ? NULL : s->collectives);
 }
 
 Layers layers_create(Device *device, const ModelConfig *config, const LayersSettings *s,
@@ -81,18 +97,20 @@ Layers layers_create(Device *device, const ModelConfig *config, const LayersSett
                 .config = *config,
                 .batch = s->batch,
                 .seq_len = s->seq_len,
-                .recompute = s->recompute,
+                .recompute = {s->recompute[USUAL_STEP], s->recompute[DENSE_STEP]},
                 .weights = weights,
                 .rope_pooling = s->rope_pooling,
                 .scorer = s->scorer ? s->scorer : &scorers[0]};
-    l.attention = attention_plan(device, s->batch, s->seq_len, (int)config->heads, (int)config->kv_heads,
-                                 (int)head_dim(config), s->deterministic, s->workspace_bound, s->collectives);
-    l.context = l.attention.context;
+    l.attention[USUAL_STEP] = dense_plan(&l, s, 0);
+    l.attention[DENSE_STEP] = s->dense_span > 0 ? dense_plan(&l, s, s->dense_span) : l.attention[USUAL_STEP];
+    l.context = l.attention[USUAL_STEP].context;
     if (selects) settle_lighthouse(&l, s);
     const ActivationSettings activations = {.batch = s->batch,
                                             .seq_len = s->seq_len,
-                                            .recompute = s->recompute,
+                                            .recompute = s->recompute[USUAL_STEP],
                                             .layer_kinds = s->layer_kinds,
+                                            .dense_steps = s->dense_steps,
+                                            .dense_recompute = s->recompute[DENSE_STEP],
                                             .lighthouse = selects ? &l.lighthouse : NULL};
     l.activations = activations_create(device, config, &activations, memory);
     plan_working_memory(&l, s, memory);
@@ -114,6 +132,12 @@ LayerKind layer_kind(int64_t layer, const StepAttention *attention) {
     return attention->layers ? attention->layers[layer] : LAYER_DENSE;
 }
 
+int64_t step_dense_layers(const StepAttention *attention, int64_t layers) {
+    int64_t count = 0;
+    for (int64_t layer = 0; layer < layers; layer++) count += layer_kind(layer, attention) == LAYER_DENSE;
+    return count;
+}
+
 // --- a layer in one direction ---------------------------------------------------------------------------
 
 typedef struct {
@@ -121,16 +145,24 @@ typedef struct {
     int64_t layer;
     LayerKind kind;
     bool forward, replay;
+    RecomputeLevel recompute;
+    const AttentionPlan *attention; // of a dense layer
 } Pass;
 
 static Pass pass_of(const Layers *layers, int64_t layer, const StepAttention *attention, bool forward) {
-    const Pass pass = {layers, layer, layer_kind(layer, attention), forward, attention->replay};
+    const Pass pass = {.l = layers,
+                       .layer = layer,
+                       .kind = layer_kind(layer, attention),
+                       .forward = forward,
+                       .replay = attention->replay,
+                       .recompute = layers->recompute[attention->type],
+                       .attention = &layers->attention[attention->type]};
     return pass;
 }
 
 // Which of the activations a pass makes: all of them in the forward; in the backward those not kept.
 static bool makes(const Pass *p, ActivationKind kind) {
-    return p->forward || !activation_kept(kind, p->kind, p->l->recompute);
+    return p->forward || !activation_kept(kind, p->kind, p->recompute);
 }
 static void *activation(const Pass *p, ActivationKind kind) {
     return activation_get(p->l->activations, kind, p->layer);
@@ -191,9 +223,9 @@ static void dense_attention(const Pass *p) {
         project_qkv(p);
         turn(p, activation(p, ACT_QKV), NULL, false);
     }
-    // 3. Attention of all tokens.
+    // 3. Attention of all tokens, or within their spans.
     if (makes(p, ACT_ATTENTION))
-        attention_forward(p->l->device, &p->l->attention, activation(p, ACT_ATTENTION),
+        attention_forward(p->l->device, p->attention, activation(p, ACT_ATTENTION),
                           activation(p, ACT_LOGSUMEXP), activation(p, ACT_QKV),
                           buffer(p, p->l->attention_workspace));
 }
@@ -297,7 +329,7 @@ static void attention_core_backward(const Pass *p, void *grad_qkv, const void *g
     const Layers *l = p->l;
     void *workspace = buffer(p, l->attention_workspace);
     if (p->kind == LAYER_DENSE) {
-        attention_backward(l->device, &l->attention, grad_qkv, grad_attention, activation(p, ACT_QKV),
+        attention_backward(l->device, p->attention, grad_qkv, grad_attention, activation(p, ACT_QKV),
                            activation(p, ACT_ATTENTION), activation(p, ACT_LOGSUMEXP), workspace);
         turn(p, grad_qkv, NULL, true);
         return;

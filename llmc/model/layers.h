@@ -12,13 +12,17 @@ typedef struct {
     const LayerKind *layers; // [layers]; NULL: all dense
     bool
         replay; // Lighthouse layers keep the selection that they hold: to compare computations on equal picks
+    // DENSE_STEP: all dense, within spans where there are any, and recomputed as such steps are.
+    StepType type;
 } StepAttention;
 
 typedef struct {
     int64_t batch, seq_len; // sequences, and tokens of each that this rank holds
-    RecomputeLevel recompute;
+    RecomputeLevel recompute[STEP_TYPES];
     bool deterministic;            // attention's backward too
-    const LayerKinds *layer_kinds; // [layers]
+    const LayerKinds *layer_kinds; // [layers]: in usual steps
+    bool dense_steps;              // there are steps of DENSE_STEP
+    int64_t dense_span;            // in them no token attends beyond its span of so many; 0: whole sequences
     LighthouseSettings lighthouse; // of whole sequences
     const Scorer *scorer;          // NULL: norm
     RopePooling rope_pooling;      // of Lighthouse layers
@@ -31,15 +35,15 @@ typedef struct {
     Device *device;
     ModelConfig config;
     int64_t batch, seq_len;
-    RecomputeLevel recompute;
+    RecomputeLevel recompute[STEP_TYPES];
     const Weights *weights;
     Activations *activations;
-    AttentionPlan attention;     // of dense layers
-    LighthouseShape lighthouse;  // of Lighthouse layers
-    AttentionPlan sub_attention; // their inner attention
-    const Scorer *scorer;        // their choice of entries
-    RopePooling rope_pooling;    // what they turn
-    Collectives *context;        // the context-parallel group; NULL if this rank holds whole sequences
+    AttentionPlan attention[STEP_TYPES]; // of dense layers
+    LighthouseShape lighthouse;          // of Lighthouse layers
+    AttentionPlan sub_attention;         // their inner attention
+    const Scorer *scorer;                // their choice of entries
+    RopePooling rope_pooling;            // what they turn
+    Collectives *context; // the context-parallel group; NULL if this rank holds whole sequences
     // Working memory, as offsets in the arena.
     const MemoryPlan *memory;
     size_t scratch;                       // S: wide gradients of half a layer, and what others share it for
@@ -68,6 +72,9 @@ void layer_backward(const Layers *layers, int64_t layer, const StepAttention *at
 
 // The kind of a layer in a step.
 LayerKind layer_kind(int64_t layer, const StepAttention *attention);
+
+// How many of so many layers are dense in a step.
+int64_t step_dense_layers(const StepAttention *attention, int64_t layers);
 
 // The buffers of a layer's Lighthouse attention.
 LighthouseLayer layer_lighthouse(const Layers *layers, int64_t layer);

@@ -65,6 +65,7 @@ static void write_metrics(Logger *logger, const StepReport *r) {
     fprintf(file, ", \"lr\": %.15g", r->learning_rate);
     if (r->skipped) fprintf(file, ", \"skipped\": true");
     fprintf(file, ", \"selection\": \"%s\"", r->selection ? "on" : "off");
+    fprintf(file, ", \"dense_layers\": %ld", (long)r->dense_layers);
     if (!isnan(r->validation_loss)) write_number(file, "val_loss", r->validation_loss);
     if (!isnan(r->validation_dense)) write_number(file, "val_loss_dense", r->validation_dense);
     fprintf(file, ", \"ms\": %.3f, \"tokens_per_second\": %.1f", 1e3 * r->seconds, r->tokens / r->seconds);
@@ -77,16 +78,29 @@ static void write_metrics(Logger *logger, const StepReport *r) {
     clearerr(file);
 }
 
+double logger_seconds_left(const Logger *logger, const StepReport *r) {
+    const double *usual = logger->usual_seconds;
+    double seconds = 0;
+    for (int type = 0; type < STEP_TYPES; type++) {
+        const int other = STEP_TYPES - 1 - type;
+        const double by_work = usual[other] * r->left[type].flops / r->left[other].flops;
+        if (r->left[type].steps > 0)
+            seconds += (double)r->left[type].steps * (usual[type] > 0 ? usual[type] : by_work);
+    }
+    return seconds;
+}
+
 static void print_step(const Logger *logger, const StepReport *r) {
     char memory[32], mfu[16] = "n/a";
     if (!isnan(r->mfu)) snprintf(mfu, sizeof(mfu), "%.1f%%", 100 * r->mfu);
-    const long left = lround((double)(r->steps - r->step) * logger->usual_seconds);
-    printf("step %ld/%ld | selection %s | loss %.4f | grad norm %.3f | lr %.3e | %.0f ms | %.0f tokens/s | "
+    const long left = lround(logger_seconds_left(logger, r));
+    printf("step %ld/%ld | selection %s%s | loss %.4f | grad norm %.3f | lr %.3e | %.0f ms | %.0f tokens/s | "
            "MFU %s | %s | "
            "%ld:%02ld:%02ld left",
-           (long)r->step, (long)r->steps, r->selection ? "on" : "off", r->loss, r->grad_norm,
-           r->learning_rate, 1e3 * r->seconds, r->tokens / r->seconds, mfu, format_bytes(memory, r->memory),
-           left / 3600, left / 60 % 60, left % 60);
+           (long)r->step, (long)r->steps, r->selection ? "on" : "off",
+           r->type == DENSE_STEP ? ", dense step" : "", r->loss, r->grad_norm, r->learning_rate,
+           1e3 * r->seconds, r->tokens / r->seconds, mfu, format_bytes(memory, r->memory), left / 3600,
+           left / 60 % 60, left % 60);
     if (!isnan(r->validation_loss)) printf(" | val loss %.4f", r->validation_loss);
     if (!isnan(r->validation_dense)) printf(" | dense val loss %.4f", r->validation_dense);
     if (r->skipped) printf(" | no update");
@@ -95,10 +109,9 @@ static void print_step(const Logger *logger, const StepReport *r) {
 }
 
 void logger_step(Logger *logger, const StepReport *report, bool print) {
-    const double weight = 0.1; // the newest step's, in the running mean
-    logger->usual_seconds = logger->usual_seconds == 0
-                                ? report->seconds
-                                : (1 - weight) * logger->usual_seconds + weight * report->seconds;
+    const double weight = 0.1; // of the newest step
+    double *seconds = &logger->usual_seconds[report->type];
+    *seconds = *seconds == 0 ? report->seconds : (1 - weight) * *seconds + weight * report->seconds;
     write_metrics(logger, report);
     if (print) print_step(logger, report);
 }

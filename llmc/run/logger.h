@@ -1,6 +1,12 @@
 // Reports steps: a printed line, and a line of metrics.jsonl in the output directory.
 #pragma once
-#include "base/common.h"
+#include "model/activations.h"
+
+// Steps of a type that are left to do.
+typedef struct {
+    int64_t steps;
+    double flops; // of one
+} StepsLeft;
 
 typedef struct {
     int64_t step, steps;    // optimizer steps done, this one included, and of the whole run
@@ -8,20 +14,24 @@ typedef struct {
     double loss, grad_norm; // loss: mean per token, before the update; grad_norm: before clipping
     double learning_rate;
     double validation_loss;  // with the attention that is trained with; NAN: the step had no validation
-    double validation_dense; // with dense attention, if the step was trained with selection; else NAN
+    double validation_dense; // with dense attention, if the run selects; else NAN
     bool skipped;            // the guard skipped the update
-    bool selection;          // whether the step was trained with selection (stage 1 of the recipe)
-    double seconds;          // duration of this step without validation and saving
-    double tokens;           // tokens of this step, over all ranks
-    double mfu;              // share of the device's peak FLOP/s; NAN where the peak is not known
-    double memory;           // bytes in use on the device
+    StepType type;
+    int64_t dense_layers; // of this step
+    bool selection;       // whether its other layers were trained with selection (stage 1 of the recipe)
+    double seconds;       // duration of this step without validation and saving
+    double tokens, flops; // of this step, over all ranks
+    StepsLeft left[STEP_TYPES];
+    double mfu;    // share of the device's peak FLOP/s; NAN where the peak is not known
+    double memory; // bytes in use on the device
 } StepReport;
 
 typedef struct {
     FILE *metrics;
     char *path;
-    bool failing;         // the last line could not be written
-    double usual_seconds; // running mean of a step's duration, to estimate the time left
+    bool failing; // the last line could not be written
+    // Running mean of a step's duration, by type, to estimate the time left; 0: no such step yet.
+    double usual_seconds[STEP_TYPES];
 } Logger;
 
 // Opens out_dir/metrics.jsonl, and makes the directory if missing. Removes lines of steps after `step`, which
@@ -31,5 +41,9 @@ Logger logger_open(const char *out_dir, int64_t step);
 // Writes the report to metrics.jsonl (if that fails, on a full disk say, it only warns), and prints it if
 // `print`.
 void logger_step(Logger *logger, const StepReport *report, bool print);
+
+// How long the steps that are left will take, by those that were logged. A type of step that was not yet takes as
+// much longer than the other as its work is more.
+double logger_seconds_left(const Logger *logger, const StepReport *report);
 
 void logger_close(Logger *logger);

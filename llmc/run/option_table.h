@@ -32,7 +32,8 @@ typedef struct {
     int64_t levels, pool, topk, topk_tile;
     int scorer;               // in scorer_names
     RopePooling rope_pooling; // of layers with selection
-    const char *dense_layers; // "none", or the layers' numbers: "0,1,28,29"
+    const char *dense_layers; // "none", the layers' numbers as "0,1,28,29", or "rotate:R"
+    int64_t dense_every, dense_first, dense_span;
     // optimizer
     int64_t steps, warmup_steps;
     double lr, final_lr_frac, decay_frac;
@@ -80,9 +81,11 @@ typedef struct {
     const char *group; // the heading of the options from this one on; NULL: that of the one before
     const char *name;
     OptionType type;
-    size_t offset;              // in Options
-    const char *fallback;       // the default, as it would be given; empty for a shape: the preset's
-    double minimum, maximum;    // of numbers
+    size_t offset;           // in Options
+    const char *fallback;    // the default, as it would be given; empty for a shape: the preset's
+    const char *absent;      // what programs without the option did, and so its value where a checkpoint does
+                             // not record it; NULL: the default
+    double minimum, maximum; // of numbers
     const char *const *choices; // of OPTION_CHOICE: names in the order of the values, ending with NULL
     Keeping keeping;
     const char *unit; // or placeholder, for --help

@@ -89,6 +89,14 @@ static const char *recorded_text(const struct cJSON *recorded, const Option *opt
     return cJSON_IsString(item) ? item->valuestring : NULL;
 }
 
+// The value where the command line gives none.
+static const char *value_not_given(const Option *option, const struct cJSON *recorded) {
+    if (!recorded || option->keeping == UNRECORDED) return option->fallback;
+    const char *before = recorded_text(recorded, option);
+    if (before) return before;
+    return option->absent ? option->absent : option->fallback;
+}
+
 // --- help -----------------------------------------------------------------------------------------------
 
 static void print_help(void) {
@@ -219,9 +227,7 @@ Options options_parse(int argc, char **argv, const struct cJSON *recorded) {
     for (int i = 0; i < option_count; i++) {
         const Option *option = &option_table[i];
         if (option->keeping == SHAPE) continue;
-        const char *before =
-            recorded && option->keeping != UNRECORDED ? recorded_text(recorded, option) : NULL;
-        store(&options, option, given[i] ? given[i] : before ? before : option->fallback);
+        store(&options, option, given[i] ? given[i] : value_not_given(option, recorded));
     }
     resolve_shape(&options, given, recorded);
     resolve_dense_layers(&options);
@@ -265,6 +271,7 @@ void options_print(const Options *options, const struct cJSON *recorded) {
         printf("  %-18s %s", option->name, text[0] ? text : "-");
         if (before && strcmp(before, text) != 0)
             printf("   (changed: the checkpoint has %s)", before[0] ? before : "-");
+        if (recorded && !before && option->absent) printf("   (not in the checkpoint: %s)", option->absent);
         printf("\n");
         free(text);
     }

@@ -4,8 +4,8 @@
 
 struct cJSON;
 
-// The options of a command line, over those that a checkpoint recorded (`recorded`, or NULL), over the
-// defaults. Fails with a hint on anything unknown or malformed, and on a change to the recorded options that
+// The options of a command line, over those that a checkpoint recorded (`recorded`, or NULL; what it lacks has
+// the value that programs without the option meant), over the defaults. Fails with a hint on anything unknown or malformed, and on a change to the recorded options that
 // would silently break the run. --help prints the table and exits with code 0.
 Options options_parse(int argc, char **argv, const struct cJSON *recorded);
 
@@ -18,5 +18,5 @@ struct cJSON *options_record(const Options *options);
 // The value that a record has of an option, as text that the caller frees; NULL if it has none.
 char *options_recorded(const struct cJSON *record, const char *name);
 
-// Prints the options, group by group; with `recorded`, also marks those that differ from it.
+// Prints the options, group by group; with `recorded`, also marks those that differ from it or that it lacks.
 void options_print(const Options *options, const struct cJSON *recorded);

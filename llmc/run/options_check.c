@@ -24,14 +24,26 @@ static int64_t next_layer(const char **text, int64_t layers) {
     return layer;
 }
 
+int64_t options_dense_rotate(const Options *options) {
+    const char prefix[] = "rotate:", *text = options->dense_layers;
+    if (strncmp(text, prefix, strlen(prefix)) != 0) return 0;
+    text += strlen(prefix);
+    const size_t digits = strspn(text, "0123456789");
+    const int64_t rotate = digits > 0 && text[digits] == 0 ? strtoll(text, NULL, 10) : 0;
+    if (rotate < 1)
+        fatal("--dense-layers %s: expected rotate:R with a whole number R from 1, for example rotate:%ld",
+              options->dense_layers, (long)options->config.layers);
+    return rotate;
+}
+
 void options_dense_layers(const Options *options, bool *dense) {
     const int64_t layers = options->config.layers;
     memset(dense, 0, (size_t)layers * sizeof(bool));
-    if (!strcmp(options->dense_layers, "none")) return;
+    if (!strcmp(options->dense_layers, "none") || options_dense_rotate(options) > 0) return;
     for (const char *text = options->dense_layers;;) {
         const int64_t layer = next_layer(&text, layers);
         if (layer < 0)
-            fatal("--dense-layers %s: expected none, or layers from 0 to %ld as in 0,1,%ld",
+            fatal("--dense-layers %s: expected none, or layers from 0 to %ld as in 0,1,%ld, or rotate:R",
                   options->dense_layers, (long)(layers - 1), (long)(layers - 1));
         dense[layer] = true;
         if (*text == 0) return;
@@ -89,6 +101,28 @@ static void check_context(const Options *options, int processes) {
               context_sizes(processes, chunks));
 }
 
+// "64 and 128 do": of the divisors of a length around a value that is none.
+static char *divisors_around(int64_t value, int64_t length) {
+    int64_t below = min_i64(value, length), above = value;
+    while (length % below != 0) below--;
+    if (value > length) return format_string("%ld does", (long)below);
+    while (length % above != 0) above++;
+    return format_string("%ld and %ld do", (long)below, (long)above);
+}
+
+// Spans must be whole on a rank, so that attention within them needs no other.
+static void check_span(const Options *options) {
+    const int64_t span = options->dense_span, cp = options->cp;
+    const int64_t length = cp > 1 ? options->seq_len / (2 * cp) : options->seq_len;
+    if (!options->selection || span == 0 || length % span == 0) return;
+    if (cp == 1)
+        fatal("--dense-span %ld does not divide --seq-len %ld; %s", (long)span, (long)options->seq_len,
+              divisors_around(span, length));
+    fatal(
+        "--dense-span %ld does not divide the pieces of %ld tokens into which --cp %ld cuts --seq-len %ld; %s",
+        (long)span, (long)length, (long)cp, (long)options->seq_len, divisors_around(span, length));
+}
+
 void options_check(const Options *options, int processes) {
     if (!options->train_data[0] && !options->plan)
         fatal("--train-data is needed: a glob of token shards, for example --train-data "
@@ -101,5 +135,6 @@ void options_check(const Options *options, int processes) {
     if (options->selection && !lighthouse_valid(&lighthouse, options->seq_len, &reason))
         fatal("%s (or train dense with --selection off)", reason.text);
     check_context(options, processes);
+    check_span(options);
     check_batch(options, processes);
 }

@@ -13,5 +13,8 @@ void options_check(const Options *options, int processes);
 // How many micro-steps an optimizer step takes with so many processes.
 int64_t options_micro_steps(const Options *options, int processes);
 
-// Sets dense[config.layers] from dense_layers.
+// Sets dense[config.layers] from the list of --dense-layers; of rotate:R, none.
 void options_dense_layers(const Options *options, bool *dense);
+
+// R of --dense-layers rotate:R; 0 if the layers are a list.
+int64_t options_dense_rotate(const Options *options);

@@ -47,8 +47,6 @@ Trainer trainer_create(const Training *training, const Dataset *data, const Opti
         load(&trainer, options, checkpoint);
     else
         optimizer_initialize(trainer.training.optimizer, (uint64_t)options->seed);
-    const FlopsPerToken flops = training_flops(&trainer.training);
-    trainer.flops_per_token = flops.linear + flops.attention;
     return trainer;
 }
 
@@ -113,16 +111,39 @@ void trainer_stop(const Trainer *trainer, const Options *o, const StepReport *re
           (long)o->max_nonfinite, (long)first, (long)(first + o->global_batch - 1));
 }
 
+// Floating-point operations of a step.
+static double step_flops(const Options *o, FlopsPerToken flops) {
+    return (flops.linear + flops.attention) * (double)o->global_batch * (double)o->seq_len;
+}
+
+static void report_attention(const Trainer *trainer, const Options *o, const StepAttention *attention,
+                             StepReport *report) {
+    const Training *t = &trainer->training;
+    report->type = attention->type;
+    report->dense_layers = step_dense_layers(attention, t->schedule.layers);
+    report->selection = report->dense_layers < t->schedule.layers;
+    report->flops = step_flops(o, training_step_flops(t, attention));
+}
+
+void trainer_look_ahead(const Trainer *trainer, const Options *o, StepReport *report) {
+    const Training *t = &trainer->training;
+    const int64_t done = trainer->progress.step;
+    const int64_t dense = attention_schedule_dense_steps(&t->schedule, done, o->steps);
+    const int64_t left[STEP_TYPES] = {o->steps - done - dense, dense};
+    for (int type = 0; type < STEP_TYPES; type++)
+        report->left[type] = (StepsLeft){left[type], step_flops(o, training_type_flops(t, (StepType)type))};
+}
+
 GuardVerdict trainer_step(Trainer *trainer, const Options *o, StepReport *report) {
     Training *t = &trainer->training;
     Progress *progress = &trainer->progress;
-    const StepAttention attention = training_attention(t, true);
+    const StepAttention attention = training_step_attention(t, progress->step, false);
     const BatchSource source = batches_of_step(&trainer->batches, progress->samples);
     const StepResult result = step_gradients(t, &attention, &source);
     report->learning_rate = schedule_learning_rate(&trainer->schedule, progress->step);
     report->loss = result.loss;
     report->grad_norm = result.grad_norm;
-    report->selection = t->lighthouse_layers > 0;
+    report_attention(trainer, o, &attention, report);
     const GuardVerdict verdict = guard_judge(&trainer->guard, result.loss, result.grad_norm);
     report->skipped = verdict != GUARD_UPDATE;
     if (verdict == GUARD_NONFINITE || verdict == GUARD_STOP) report_nonfinite(trainer, o, &result);
@@ -161,11 +182,13 @@ static double validation_loss(Trainer *trainer, const Options *o, const Dataset 
 void trainer_validate(Trainer *trainer, const Options *o, const Dataset *validation, StepReport *report) {
     const Training *t = &trainer->training;
     const int64_t step = trainer->progress.step;
-    const bool selects = t->lighthouse_layers > 0;
+    // Of a dense step too, the loss as trained is that of a usual step in its place.
+    const StepAttention usual = training_step_attention(t, step - 1, true), dense = {0};
+    const bool selects = step_dense_layers(&usual, t->schedule.layers) < t->schedule.layers;
     report->validation_loss = report->validation_dense = NAN;
     if (validation->samples == 0 || (step != o->steps && step % o->val_every != 0)) return;
     if (!selects || o->val_selection != VALIDATE_OFF)
-        report->validation_loss = validation_loss(trainer, o, validation, training_attention(t, true));
+        report->validation_loss = validation_loss(trainer, o, validation, usual);
     if (selects && o->val_selection != VALIDATE_SAME)
-        report->validation_dense = validation_loss(trainer, o, validation, training_attention(t, false));
+        report->validation_dense = validation_loss(trainer, o, validation, dense);
 }

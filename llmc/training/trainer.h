@@ -11,7 +11,6 @@ typedef struct {
     Schedule schedule;
     Guard guard;
     Progress progress;
-    double flops_per_token;
 } Trainer;
 
 // Allocates what `training` planned, and fills it: from the checkpoint, or (path NULL) with initial weights.
@@ -21,12 +20,16 @@ Trainer trainer_create(const Training *training, const Dataset *data, const Opti
 void trainer_free(Trainer *trainer);
 
 // One optimizer step: gradients of the global batch, then the update, unless the guard is against it. Fills
-// the report's loss, grad_norm, learning_rate, skipped and selection. With GUARD_STOP the process is to end:
+// the report's loss, grad_norm, learning_rate, skipped, type, dense_layers, selection and flops. With GUARD_STOP the process
+// is to end:
 // trainer_stop says why.
 GuardVerdict trainer_step(Trainer *trainer, const Options *options, StepReport *report);
 
 // Ends the run that trainer_step judged with GUARD_STOP: rank 0 with a message, after the others' arrival.
 NORETURN void trainer_stop(const Trainer *trainer, const Options *options, const StepReport *report);
+
+// Fills how many steps of each type are left, and their work.
+void trainer_look_ahead(const Trainer *trainer, const Options *options, StepReport *report);
 
 // Fills the validation losses of a step that has them, as --val-selection wants them; else they are NAN.
 void trainer_validate(Trainer *trainer, const Options *options, const Dataset *validation,

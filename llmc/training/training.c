@@ -49,23 +49,22 @@ Device *training_open_device(Options *options, const Communicator *communicator)
 
 // --- plan -----------------------------------------------------------------------------------------------
 
-static void settle_layer_kinds(Training *t, int64_t layers, const LayerKind *layer_kinds) {
-    t->layer_kinds = host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
-    for (int64_t layer = 0; layer < layers && layer_kinds; layer++) {
-        t->layer_kinds[layer] = layer_kinds[layer];
-        t->lighthouse_layers += layer_kinds[layer] == LAYER_LIGHTHOUSE;
-    }
-}
-
 Training training_create(Device *device, Collectives *collectives, const ModelConfig *config,
-                         const DecoderSettings *decoder, const LayerKind *layer_kinds,
+                         const DecoderSettings *decoder, const AttentionSchedule *schedule,
                          const OptimizerSettings *optimizer) {
-    Training t = {.device = device, .collectives = collectives, .memory = memory_plan_create(device)};
-    settle_layer_kinds(&t, config->layers, layer_kinds);
-    LayerKinds *kinds = host_allocate((size_t)config->layers, sizeof(LayerKinds), "layer kinds");
-    for (int64_t layer = 0; layer < config->layers; layer++) kinds[layer] = 1u << t.layer_kinds[layer];
+    Training t = {.device = device,
+                  .collectives = collectives,
+                  .memory = memory_plan_create(device),
+                  .schedule = *schedule};
+    const size_t layers = (size_t)config->layers;
+    t.layer_kinds = host_allocate(layers, sizeof(LayerKind), "layer kinds");
+    LayerKinds *kinds = host_allocate(layers, sizeof(LayerKinds), "layer kinds");
+    for (int64_t layer = 0; layer < config->layers; layer++)
+        kinds[layer] = attention_schedule_kinds_of(schedule, layer);
     DecoderSettings settings = *decoder;
     settings.layer_kinds = kinds;
+    settings.dense_steps = attention_schedule_has_dense_steps(schedule);
+    settings.dense_span = settings.dense_steps ? schedule->dense_span : 0;
     settings.collectives = collectives;
     t.weights = weights_create(device, config, collectives ? collectives->communicator->size : 1, t.memory);
     t.decoder = decoder_create(device, config, &settings, t.weights, t.memory);
@@ -74,12 +73,15 @@ Training training_create(Device *device, Collectives *collectives, const ModelCo
     return t;
 }
 
-static Training plan_at_level(Collectives *collectives, const Options *o, RecomputeLevel level) {
+// What to recompute in usual steps and in dense ones.
+static Training plan_at_levels(Collectives *collectives, const Options *o, RecomputeLevel usual,
+                               RecomputeLevel dense) {
     const Communicator *communicator = collectives->communicator;
     const DecoderSettings decoder = {.batch = o->batch_size,
                                      .seq_len = o->seq_len / communicator->groups[GROUP_CONTEXT].size,
                                      .micro_steps = options_micro_steps(o, communicator->size),
-                                     .recompute = level,
+                                     .recompute = usual,
+                                     .dense_recompute = dense,
                                      .deterministic = o->deterministic,
                                      .lighthouse = options_lighthouse(o),
                                      .scorer = &scorers[o->scorer],
@@ -91,38 +93,44 @@ static Training plan_at_level(Collectives *collectives, const Options *o, Recomp
                                          .decay_all = o->decay_all,
                                          .grad_clip = o->grad_clip,
                                          .sharded = o->zero == 1};
-    const int64_t layers = o->config.layers;
-    bool *dense = host_allocate((size_t)layers, sizeof(bool), "dense layers");
-    LayerKind *kinds = host_allocate((size_t)layers, sizeof(LayerKind), "layer kinds");
-    options_dense_layers(o, dense);
-    for (int64_t layer = 0; layer < layers; layer++)
-        kinds[layer] = o->selection && !dense[layer] ? LAYER_LIGHTHOUSE : LAYER_DENSE;
-    const Training training =
-        training_create(collectives->device, collectives, &o->config, &decoder, kinds, &optimizer);
-    free(dense);
-    free(kinds);
-    return training;
+    const AttentionSchedule schedule = attention_schedule_create(o);
+    return training_create(collectives->device, collectives, &o->config, &decoder, &schedule, &optimizer);
+}
+
+// Replaces a plan that is too large by the one that recomputes a little more: in dense steps, and when all is
+// recomputed there, in usual steps. (In dense steps it is no use to keep what usual steps do not.) False if
+// there is none.
+static bool recompute_more(Training *training, const Options *o) {
+    const Layers *layers = &training->decoder->layers;
+    int usual = layers->recompute[USUAL_STEP], dense = layers->recompute[DENSE_STEP];
+    const bool dense_steps = attention_schedule_has_dense_steps(&training->schedule);
+    if (dense_steps && dense + 1 < RECOMPUTE_LEVELS)
+        dense++;
+    else
+        dense = ++usual;
+    if (usual == RECOMPUTE_LEVELS) return false;
+    Collectives *collectives = training->collectives;
+    training_free(training);
+    *training = plan_at_levels(collectives, o, (RecomputeLevel)usual, (RecomputeLevel)dense);
+    return true;
 }
 
 Training training_plan(Collectives *collectives, const Options *options) {
     const bool automatic = options->recompute == RECOMPUTE_AUTO;
-    RecomputeLevel level = automatic ? RECOMPUTE_NONE : options->recompute;
-    Training training = plan_at_level(collectives, options, level);
+    const RecomputeLevel level = automatic ? RECOMPUTE_NONE : options->recompute;
+    Training training = plan_at_levels(collectives, options, level, level);
     // All ranks take the same: what one runs again in its backward may need the others.
-    while (automatic && level + 1 < RECOMPUTE_LEVELS &&
-           !communicator_all(collectives->communicator, memory_plan_fits(training.memory),
-                             "choosing what to recompute")) {
-        training_free(&training);
-        level = (RecomputeLevel)(level + 1);
-        training = plan_at_level(collectives, options, level);
-    }
+    while (automatic && !communicator_all(collectives->communicator, memory_plan_fits(training.memory),
+                                          "choosing what to recompute"))
+        if (!recompute_more(&training, options)) break;
     return training;
 }
 
 void training_print_levels(Collectives *collectives, const Options *options) {
     printf("recompute levels\n");
     for (int level = RECOMPUTE_NONE; level < RECOMPUTE_LEVELS; level++) {
-        Training training = plan_at_level(collectives, options, (RecomputeLevel)level);
+        Training training =
+            plan_at_levels(collectives, options, (RecomputeLevel)level, (RecomputeLevel)level);
         char size[32];
         printf("  --recompute %-34s %12s, %s\n", recompute_names[level],
                format_bytes(size, (double)memory_plan_bytes(training.memory)),
@@ -143,6 +151,7 @@ void training_free(Training *t) {
     free(t->inputs);
     free(t->targets);
     free(t->layer_kinds);
+    attention_schedule_free(&t->schedule);
     optimizer_free(t->optimizer);
     decoder_free(t->decoder);
     weights_free(t->weights);
@@ -152,8 +161,12 @@ void training_free(Training *t) {
 
 // --- what others ask ------------------------------------------------------------------------------------
 
-StepAttention training_attention(const Training *training, bool selection) {
-    const StepAttention attention = {selection ? training->layer_kinds : NULL, false};
+StepAttention training_step_attention(const Training *t, int64_t step, bool as_usual) {
+    StepAttention attention = {0};
+    if (!as_usual) attention.type = attention_schedule_type(&t->schedule, step);
+    if (attention.type == DENSE_STEP) return attention;
+    attention_schedule_layers(&t->schedule, step, t->layer_kinds);
+    attention.layers = t->layer_kinds;
     return attention;
 }
 
@@ -169,9 +182,31 @@ TrainingState training_state(const Training *training) {
     return state;
 }
 
-FlopsPerToken training_flops(const Training *training) {
-    const Layers *layers = &training->decoder->layers;
-    const int ranks = training->collectives->communicator->groups[GROUP_CONTEXT].size;
-    return flops_per_token(&layers->config, layers->seq_len * ranks, training->lighthouse_layers,
-                           layers->lighthouse.entries * ranks);
+// --- work -----------------------------------------------------------------------------------------------
+
+static FlopsPerToken flops_of(const Training *t, double dense_layers, StepType type) {
+    const Layers *layers = &t->decoder->layers;
+    const int ranks = t->collectives ? t->collectives->communicator->groups[GROUP_CONTEXT].size : 1;
+    const int64_t seq_len = layers->seq_len * ranks, span = t->schedule.dense_span;
+    return flops_per_token(&layers->config, seq_len, type == DENSE_STEP && span > 0 ? span : seq_len,
+                           (double)layers->config.layers - dense_layers, layers->lighthouse.entries * ranks);
+}
+
+FlopsPerToken training_step_flops(const Training *t, const StepAttention *attention) {
+    return flops_of(t, (double)step_dense_layers(attention, t->schedule.layers), attention->type);
+}
+
+FlopsPerToken training_type_flops(const Training *t, StepType type) {
+    const double usual = attention_schedule_dense_layers(&t->schedule);
+    return flops_of(t, type == DENSE_STEP ? (double)t->schedule.layers : usual, type);
+}
+
+FlopsPerToken training_mean_flops(const Training *t, int64_t steps) {
+    FlopsPerToken mean = training_type_flops(t, USUAL_STEP);
+    const int64_t dense_steps = attention_schedule_dense_steps(&t->schedule, 0, steps);
+    if (dense_steps == 0) return mean;
+    const double share = (double)dense_steps / (double)steps;
+    const double dense = training_type_flops(t, DENSE_STEP).attention;
+    mean.attention += share * (dense - mean.attention);
+    return mean;
 }

@@ -3,7 +3,7 @@
 #pragma once
 #include "checkpoint/checkpoint.h"
 #include "model/flops.h"
-#include "run/options.h"
+#include "training/attention_schedule.h"
 #include "training/optimizer.h"
 
 typedef struct {
@@ -13,8 +13,8 @@ typedef struct {
     Weights *weights;
     Decoder *decoder;
     Optimizer *optimizer;
-    LayerKind *layer_kinds;    // [layers]: as trained
-    int64_t lighthouse_layers; // how many of them select
+    AttentionSchedule schedule;
+    LayerKind *layer_kinds;    // [layers]: of the step whose attention was last asked for
     int32_t *inputs, *targets; // [rows]: a micro-step's tokens, on the host
 } Training;
 
@@ -23,13 +23,14 @@ typedef struct {
 // shape.
 Device *training_open_device(Options *options, const Communicator *communicator);
 
-// Plans all memory, at the recompute level asked for or (auto) the least that fits every rank's device.
-// Nothing is allocated on the device yet.
+// Plans all memory, at the recompute level asked for or (auto) the least that fits every rank's device: the
+// least for usual steps, and with it the least for dense ones. Nothing is allocated on the device yet.
 Training training_plan(Collectives *collectives, const Options *options);
 
-// The same from settings of one's own. The layers that `layer_kinds` names (NULL: none) are Lighthouse layers.
+// The same from settings of one's own, but for what the schedule says of layers and dense steps. The schedule is
+// the training's from here on.
 Training training_create(Device *device, Collectives *collectives, const ModelConfig *config,
-                         const DecoderSettings *decoder, const LayerKind *layer_kinds,
+                         const DecoderSettings *decoder, const AttentionSchedule *schedule,
                          const OptimizerSettings *optimizer);
 
 // Prints what each recompute level would need on the device, and which fit.
@@ -40,11 +41,15 @@ void training_allocate(Training *training);
 
 void training_free(Training *training);
 
-// The attention of the model's steps: as trained, with selection where there is any; or all dense.
-StepAttention training_attention(const Training *training, bool selection);
+// The attention of a step, counted from 0: as it is trained, or (as_usual) as it would be if it were not a dense
+// step. Until the next such question.
+StepAttention training_step_attention(const Training *training, int64_t step, bool as_usual);
 
 // Weights and optimizer state, as checkpoints write and read them.
 TrainingState training_state(const Training *training);
 
-// Work per token of the attention that is actually run.
-FlopsPerToken training_flops(const Training *training);
+// Work per token of the attention that a step actually runs; of all usual or all dense steps, on average; and of
+// a run of so many steps.
+FlopsPerToken training_step_flops(const Training *training, const StepAttention *attention);
+FlopsPerToken training_type_flops(const Training *training, StepType type);
+FlopsPerToken training_mean_flops(const Training *training, int64_t steps);
