@@ -17,8 +17,6 @@ DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 SHAPE = {"vocab-size": 264, "dim": 48, "layers": 3, "heads": 6, "kv-heads": 2, "ffn-dim": 56}
 # Lighthouse attention in two of the three layers, in two chunks, on subsequences of 48 entries.
 LIGHTHOUSE = {"selection": "on", "seq_len": 64, "levels": 3, "pool": 2, "topk": 8, "topk_tile": 4, "dense_layers": "0"}
-CHECKPOINT_FILES = ["config.json", "manifest.json", "model.safetensors", "optimizer-00000-of-00001.safetensors",
-                    "trainer.json"]
 # More threads than these small models have work for only wait; waiting without spinning leaves busy machines their cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -232,10 +230,19 @@ def read_directory(path):
     return {name: read_file(os.path.join(path, name)) for name in sorted(os.listdir(path))}
 
 
-def check_same_checkpoint(a, b):
+def checkpoint_files(processes):
+    """The names of the files of a checkpoint that so many processes wrote."""
+    optimizer = [f"optimizer-{rank:05}-of-{processes:05}.safetensors" for rank in range(processes)]
+    return sorted(["config.json", "manifest.json", "model.safetensors", "trainer.json", *optimizer])
+
+
+CHECKPOINT_FILES = checkpoint_files(1)
+
+
+def check_same_checkpoint(a, b, processes=1):
     a_files, b_files = read_directory(a), read_directory(b)
-    check_equal(f"files of {a}", sorted(a_files), CHECKPOINT_FILES)
-    check_equal(f"files of {b}", sorted(b_files), CHECKPOINT_FILES)
+    check_equal(f"files of {a}", sorted(a_files), checkpoint_files(processes))
+    check_equal(f"files of {b}", sorted(b_files), checkpoint_files(processes))
     different = [name for name in a_files if a_files[name] != b_files[name]]
     check(not different, f"{a} and {b} differ in {', '.join(different)}")
 
