@@ -3,6 +3,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "run/options_check.h"
+#include "training/attention_schedule.h"
 #include "training/training.h"
 
 #include <errno.h>
@@ -22,14 +23,12 @@ static Options read_options(const Checkpoint *checkpoint, const char *device) {
     return options;
 }
 
-static LayerKind *kinds_as_trained(const Options *o) {
-    const size_t layers = (size_t)o->config.layers;
-    LayerKind *kinds = host_allocate(layers, sizeof(LayerKind), "layer kinds");
-    bool *dense = host_allocate(layers, sizeof(bool), "dense layers");
-    options_dense_layers(o, dense);
-    for (size_t layer = 0; layer < layers; layer++)
-        kinds[layer] = o->selection && !dense[layer] ? LAYER_LIGHTHOUSE : LAYER_DENSE;
-    free(dense);
+// The layers' kinds in the step that the checkpoint was saved after.
+static LayerKind *kinds_as_trained(const Options *o, const Progress *progress) {
+    LayerKind *kinds = host_allocate((size_t)o->config.layers, sizeof(LayerKind), "layer kinds");
+    AttentionSchedule schedule = attention_schedule_create(o);
+    attention_schedule_layers(&schedule, max_i64(progress->step - 1, 0), kinds);
+    attention_schedule_free(&schedule);
     return kinds;
 }
 
@@ -53,7 +52,7 @@ Evaluation evaluation_open(int *argc, char ***argv, const char *directory, const
         fatal("%s: not a good checkpoint: %s", directory, reason.text);
     e.options = read_options(&e.checkpoint, device);
     e.device = training_open_device(&e.options, &e.communicator);
-    e.layer_kinds = kinds_as_trained(&e.options);
+    e.layer_kinds = kinds_as_trained(&e.options, &e.checkpoint.progress);
     load_weights(&e);
     return e;
 }
@@ -90,7 +89,8 @@ void evaluation_set_length(Evaluation *e, int64_t seq_len, bool selection) {
                                       .deterministic = e->options.deterministic,
                                       .layer_kinds = kinds,
                                       .lighthouse = lighthouse,
-                                      .scorer = &scorers[e->options.scorer]};
+                                      .scorer = &scorers[e->options.scorer],
+                                      .rope_pooling = e->options.rope_pooling};
     free_decoder(e);
     e->decoder_memory = memory_plan_create(e->device);
     e->decoder = decoder_create(e->device, &e->options.config, &settings, e->weights, e->decoder_memory);
