@@ -63,7 +63,7 @@ static void profile_step(Bench *b, const Ceilings *ceilings) {
     free(rows);
 }
 
-// --- what several GPUs exchange -------------------------------------------------------------------------
+// --- communication between GPUs -------------------------------------------------------------------------
 
 typedef enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } CallKind;
 
@@ -173,7 +173,7 @@ static void print_overlap(Bench *b, double step) {
         steps_calls.count, 1e3 * alone, 1e3 * (without - copies), 1e3 * (step - (without - copies)));
 }
 
-// --- what is printed ------------------------------------------------------------------------------------
+// --- output ---------------------------------------------------------------------------------------------
 
 // Fills the batch with random bytes as tokens, like text prepared by dev/data.
 static void make_batch(Bench *b) {
