@@ -53,7 +53,7 @@ typedef struct {
     void *qkv, *scores, *angles, *out, *logsumexp, *grad_out, *grad_qkv, *scratch, *workspace;
 } Bench;
 
-// --- what is measured -----------------------------------------------------------------------------------
+// --- the measured work ----------------------------------------------------------------------------------
 
 static void rope(Bench *b, void *norms) {
     const LighthouseShape *s = &b->shape;

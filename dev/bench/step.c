@@ -97,7 +97,7 @@ static StepTimes measure_steps(Bench *b, int64_t steps) {
     return times;
 }
 
-// --- what several GPUs exchange -------------------------------------------------------------------------
+// --- communication between GPUs -------------------------------------------------------------------------
 
 typedef enum { REDUCE_SCATTER, ALL_GATHER, EXCHANGE } CallKind;
 
@@ -207,7 +207,7 @@ static void print_overlap(Bench *b, double step) {
         steps_calls.count, 1e3 * alone, 1e3 * (without - copies), 1e3 * (step - (without - copies)));
 }
 
-// --- what is printed ------------------------------------------------------------------------------------
+// --- output ---------------------------------------------------------------------------------------------
 
 // Fills the batch with random bytes as tokens, like text prepared by dev/data.
 static void make_batch(Bench *b) {

@@ -173,7 +173,7 @@ void check_loads(const char *out_dir, const Fixture *expected) {
     fixture_destroy(loaded);
 }
 
-// --- what is on the disk --------------------------------------------------------------------------------
+// --- files and directories ------------------------------------------------------------------------------
 
 char *new_directory(void) {
     return format_string("%s", test_directory());

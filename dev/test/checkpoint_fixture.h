@@ -77,7 +77,7 @@ void check_latest(const char *out_dir, int64_t step, const char *warning);
 // Checks that the checkpoint opened by "latest" has the state `expected`.
 void check_loads(const char *out_dir, const Fixture *expected);
 
-// --- what is on the disk --------------------------------------------------------------------------------
+// --- files and directories ------------------------------------------------------------------------------
 // The caller frees what these return.
 
 // A new directory. The caller owns the name, unlike that of test_directory.

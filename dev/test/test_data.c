@@ -46,7 +46,7 @@ static uint32_t *random_tokens(int64_t count, uint64_t vocab_size) {
     return tokens;
 }
 
-// --- what is read ---------------------------------------------------------------------------------------
+// --- good shards ----------------------------------------------------------------------------------------
 
 // Three shards of different lengths and both token widths: every sample has the tokens that were written.
 static void test_samples(void *argument) {
@@ -117,7 +117,7 @@ static void test_order(void *unused) {
     }
 }
 
-// --- what is refused ------------------------------------------------------------------------------------
+// --- refused shards -------------------------------------------------------------------------------------
 
 typedef struct {
     const char *pattern;

@@ -1,4 +1,4 @@
-// What every file needs: errors that speak to the user, and allocation that cannot fail silently.
+// Used by every file: error messages to the user, allocation that cannot fail silently, and small helpers.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define REASON_SIZE 4096 // a path and what is wrong with it
+#define REASON_SIZE 4096 // bytes, enough for a path and the fault
 
 typedef struct {
     char text[REASON_SIZE]; // without a line feed; empty: nothing went wrong

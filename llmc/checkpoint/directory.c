@@ -48,7 +48,7 @@ static bool path_exists(const char *path) {
     return lstat(path, &status) == 0;
 }
 
-// --- what there is --------------------------------------------------------------------------------------
+// --- lists ----------------------------------------------------------------------------------------------
 
 static int compare_steps(const void *a, const void *b) {
     const StepDirectory *first = (const StepDirectory *)a, *second = (const StepDirectory *)b;

@@ -111,7 +111,7 @@ bool optimizer_files_listed(const Manifest *manifest, int *ranks, Reason *reason
     return true;
 }
 
-// --- what is in a file ----------------------------------------------------------------------------------
+// --- the metadata of a file -----------------------------------------------------------------------------
 
 // Reads the number at *text and advances *text beyond it and the comma after it. False if there is no number.
 static bool next_number(const char **text, int64_t *value) {

@@ -143,7 +143,7 @@ static bool remove_directory(Saver *saver) {
     return true;
 }
 
-// --- what ranks tell one another when a phase has ended -------------------------------------------------
+// --- messages between ranks when a phase has ended ------------------------------------------------------
 
 static void set_message(Saver *saver, int rank, const Reason *reason) {
     char name[32] = "";

@@ -18,7 +18,7 @@ struct cJSON;
 
 typedef struct Saver Saver;
 
-// What to save where.
+// A request to save: where, and everything but the TrainingState that the checkpoint contains.
 typedef struct {
     const char *out_dir; // where step_NNNNNNNN is made; created if missing
     Progress progress;

@@ -72,7 +72,7 @@ static void scatter_backward(void *grad_sub_out, const void *grad_out, const voi
     for_each_selected(scatter_backward_entry, grad_sub_out, &gradients, positions, shape, stream);
 }
 
-// --- what crosses from piece to piece -------------------------------------------------------------------
+// --- halos ----------------------------------------------------------------------------------------------
 
 static void make_halo(void *halo, const void *sub_out, const int32_t *positions, const LighthouseShape *shape,
                       Stream *stream) {

@@ -215,7 +215,7 @@ static void lighthouse_scatter_backward(void *grad_sub_out, const void *grad_out
         (int)tokens);
 }
 
-// --- what crosses from piece to piece -------------------------------------------------------------------
+// --- halos ----------------------------------------------------------------------------------------------
 // Halos are a few vectors, so these kernels are not tuned.
 
 static double halo_elements(const LighthouseShape *shape) {

@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(SELECT_THREADS, 2)
     }
 }
 
-// --- what a GPU takes -----------------------------------------------------------------------------------
+// --- limits of a GPU ------------------------------------------------------------------------------------
 
 static int64_t select_parent_bytes(const LighthouseShape *shape) {
     return (int64_t)(shape->levels - 1) * shape->tile * (int64_t)sizeof(int32_t);
