@@ -73,7 +73,7 @@ GENCODE := $(foreach arch,$(GPU_ARCH),-gencode=arch=$(arch:sm_%=compute_%),code=
 NVCCFLAGS += -std=c++17 -O3 -g -lineinfo $(GENCODE) $(DEFINES) $(CUDA_FLAGS) -MMD -MP \
   -Xcompiler -fopenmp,-Wall,-Wextra,-Werror -Werror all-warnings
 CXXFLAGS += -std=c++17 -O2 -g $(WARNINGS) $(DEFINES) -MMD -MP -Illmc $(filter -I%,$(CUDA_FLAGS)) -isystem $(CUDNN_FRONTEND)
-INCLUDES += $(filter -I%,$(CUDA_FLAGS))
+INCLUDES += $(patsubst -I%,-isystem %,$(filter -I%,$(CUDA_FLAGS)))
 LIBS += $(filter -L%,$(CUDA_FLAGS)) -lcublasLt -lcudnn -lnccl -lnvrtc -lcudart -lstdc++
 LINK = $(CXX) -fopenmp $(LDFLAGS)
 endif
@@ -263,7 +263,8 @@ LINT_FLAGS = -std=gnu11 -O1 -fopenmp $(WARNINGS) -Wconversion -Wsign-conversion 
   -Wmissing-prototypes -Wmissing-declarations -Wold-style-definition -Wredundant-decls -Wnested-externs -Wundef -Wformat=2 \
   -Wnull-dereference -Wduplicated-branches -Wduplicated-cond -Wlogical-op -Wpointer-arith -Wvla -Walloca -Wunused-macros \
   -D_GNU_SOURCE $(INCLUDES)
-LINT_OBJECTS = $(patsubst %,build/lint/%.o,$(filter %.c,$(C_FILES)) $(wildcard *.cu))
+LINT_SOURCES = $(filter-out $(if $(filter cpu,$(DEVICE)),dev/bench/%),$(filter %.c,$(C_FILES))) $(wildcard *.cu)
+LINT_OBJECTS = $(LINT_SOURCES:%=build/lint/%.o)
 LINTS := $(addprefix build/lint/,format python scripts includes sizes)
 
 lint:

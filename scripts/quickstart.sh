@@ -61,6 +61,6 @@ every step       $out/metrics.jsonl
 
 Train it on:     ./train_lighthouse --out $out --resume latest --steps 2000
 Your own text:   scripts/quickstart.sh FILE…
-The real thing:  python3 dev/data/byte_shards.py FILE… and then, on a GPU, scripts/530m_98k_two_stage.sh
+The real thing:  python3 dev/data/byte_shards.py FILE… and then, on a GPU, scripts/recipes/530m_98k_two_stage.sh
 All options:     ./train_lighthouse --help
 END

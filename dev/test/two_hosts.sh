@@ -128,7 +128,7 @@ python3 dev/data/byte_shards.py --out "$dir/shards" --val-fraction 0 "$dir/noise
 # Trains on both hosts, as a user of the first would.
 train_on_hosts() {
     export OMP_NUM_THREADS=1 INTERFACE=link0 OMPI_MCA_plm_rsh_agent="ssh -F $dir/ssh_config"
-    on_host "$a" scripts/mpirun_hosts.sh "$dir/hosts" "${options[@]}" "$@"
+    on_host "$a" scripts/launch/mpirun_hosts.sh "$dir/hosts" "${options[@]}" "$@"
 }
 
 # Whether two runs have the same losses, up to rounding.

@@ -38,7 +38,7 @@ char *file_read_text(const char *path, size_t limit, size_t *size) {
     int64_t length = -1;
     if (fstat(descriptor, &status) == 0) {
         if (status.st_size >= 0 && (uint64_t)status.st_size <= limit) {
-            text = (char *)calloc((size_t)status.st_size + 1, 1);
+            text = calloc((size_t)status.st_size + 1, 1);
             if (text) length = file_read(descriptor, text, (size_t)status.st_size, 0);
         } else {
             errno = EFBIG;

@@ -52,7 +52,7 @@ bool activation_kept(ActivationKind activation, LayerKind layer, RecomputeLevel 
 
 // What the activations are of.
 typedef struct {
-    int64_t batch, seq_len;            // sequences, and tokens of each that are here
+    int64_t batch, seq_len;            // sequences, and tokens of each that this rank holds
     RecomputeLevel recompute;          // in usual steps
     const LayerKinds *layer_kinds;     // [layers]: in usual steps
     bool dense_steps;                  // there are dense steps too

@@ -1,4 +1,4 @@
-// Dense causal attention over packed projections: of a sequence that is here whole, or of one whose pieces
+// Dense causal attention over packed projections: of sequences that this rank holds whole, or whose pieces
 // the ranks of a context-parallel group hold (llmc/model/ring_attention.h).
 //
 // The device's attention operation takes a whole sequence at once when it can. A deterministic backward on a

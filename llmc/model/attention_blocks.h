@@ -49,7 +49,7 @@ typedef struct {
     View query, key, value, out, logsumexp, grad_out;
 } AttentionBlock;
 
-// The block of all queries on all keys of sequences that are here whole, in arrays without gaps:
+// The block of all queries on all keys of whole sequences, in arrays without gaps:
 // qkv [batch, seq_len, heads + 2*kv_heads, head_dim], out and grad_out [batch, seq_len, heads, head_dim],
 // logsumexp [batch, heads, seq_len]. With NULL for arrays only its strides are of use.
 AttentionBlock packed_block(Device *device, const AttentionPlan *plan, const void *qkv, const void *out,

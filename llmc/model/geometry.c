@@ -29,8 +29,8 @@ static const char *which_do(char text[64], int64_t below, int64_t above) {
     return text;
 }
 
-// The lengths nearest to seq_len, which is none, that this budget can be spent on: of chunks that are a
-// multiple of the coarsest entries' span, and of at least a tile of them.
+// Names the valid lengths nearest to an invalid seq_len: chunks must be multiples of the coarsest entries'
+// span and hold at least a tile of those.
 static bool refuse_length(const LighthouseSettings *s, int64_t seq_len, int64_t span, Reason *reason) {
     const int64_t chunks = s->topk >= s->tile && s->topk % s->tile == 0 ? s->topk / s->tile : 1;
     const int64_t unit = span * chunks, below = seq_len / unit * unit, least = unit * s->tile;

@@ -227,7 +227,7 @@ static void add_turn_backward(const Ring *ring, const BackwardBuffers *buffers, 
                                        2 * plan->kv_heads, dim);
     const PackedViews sums = {view_from(grad_query, first, 0), grad_keys,
                               view_from(grad_keys, 0, plan->kv_heads)};
-    // What was passed on before this turn has come when its gradients are added.
+    // block_backward waits for the exchange begun before this turn just before it adds to what it receives.
     block_backward(ring->device, plan, &block, &sums, plan->context, buffers->call, buffers->scratch);
 }
 

@@ -5,8 +5,8 @@
 // The exit code of a run that was asked to stop, saved a checkpoint, and can be resumed (EX_TEMPFAIL).
 enum { PREEMPTED_EXIT_CODE = 75 };
 
-// From here on the first SIGTERM, SIGUSR1 or SIGINT only asks; a second one ends the process at once. So does
-// the end of limit_minutes from now (0: no limit) ask.
+// From here on the first SIGTERM, SIGUSR1 or SIGINT, or the end of limit_minutes (0: no limit), asks the run to
+// stop. A second signal ends the process at once.
 void preemption_watch(double limit_minutes);
 
 // The signal that asked, SIGALRM for the limit; 0: none has.

@@ -27,11 +27,11 @@ def one_command_trains_on_all_devices_of_a_machine():
     make_noise()
     train(out="one", **PARALLEL)
     options = to_flags(PARALLEL | SHAPE | {"steps": 4, "warmup_steps": 3})
-    said = finish(script("mpirun_one_node.sh", "-n", "2", *options, "--cp", "2", "--out", "two")).stdout
+    said = finish(script("launch/mpirun_one_node.sh", "-n", "2", *options, "--cp", "2", "--out", "two")).stdout
     check("processes: 2, 2 for each sequence" in said, said)
     check_close_losses("two", "one")
-    check_refused(script("mpirun_one_node.sh", "-n", "none"), "-n none")
-    finish(script("mpirun_one_node.sh", "--help"))
+    check_refused(script("launch/mpirun_one_node.sh", "-n", "none"), "-n none")
+    finish(script("launch/mpirun_one_node.sh", "--help"))
 
 
 @test
@@ -39,7 +39,7 @@ def the_1m_recipe_trains_on_the_hosts_of_a_file():
     make_noise()
     # As it stands, it asks for what was published.
     environment = os.environ | {"LAUNCHER": "echo", "OUT": os.path.abspath("out")}
-    recipe = script("530m_1m_four_nodes.sh")
+    recipe = script("recipes/530m_1m_four_nodes.sh")
     said = subprocess.run(recipe, env=environment, capture_output=True, text=True, check=True).stdout
     for words in ("--seq-len 1048576", "--levels 4 --pool 4 --topk 4096 --dense-layers none", "--cp 8 --zero 1"):
         check(words in said, f"{words} expected: {said}")
@@ -56,8 +56,8 @@ def the_1m_recipe_trains_on_the_hosts_of_a_file():
     for hosts, words in ((b"", ["no host"]), (b"localhost\n", ["localhost", "slots=8"]),
                          (b"a slots=2\nb slots=none\n", ["b slots=none", "slots=8"])):
         write_file("hosts", hosts)
-        check_refused(script("mpirun_hosts.sh", "hosts"), "hosts", *words)
-    check_refused(script("mpirun_hosts.sh", "missing"), "missing", "slots=8")
+        check_refused(script("launch/mpirun_hosts.sh", "hosts"), "hosts", *words)
+    check_refused(script("launch/mpirun_hosts.sh", "missing"), "missing", "slots=8")
 
 
 @test
@@ -74,7 +74,8 @@ case $(wc -l < tries) in
     *) exec '{PROGRAM}' "$@";;
 esac
 """)
-    done = finish(script("run_resilient.sh", "--wait", "0", "--out", "out", "./crashing", *command_line(**options)[1:]))
+    done = finish(script("launch/run_resilient.sh", "--wait", "0", "--out", "out", "./crashing",
+                         *command_line(**options)[1:]))
     check_same_checkpoint(checkpoint(60), checkpoint(60, "whole"))
     check_equal("losses", [m["loss"] for m in read_metrics()], [m["loss"] for m in read_metrics("whole")])
     starts = [" ".join(line.split()[:4]) for line in done.stderr.splitlines() if " starts " in line]
@@ -84,7 +85,7 @@ esac
 @test
 def a_run_that_is_kept_going_saves_when_it_is_asked_to_stop():
     def command(steps):
-        return script("run_resilient.sh", "--out", "out", *script("mpirun_one_node.sh", "-n", "2"),
+        return script("launch/run_resilient.sh", "--out", "out", *script("launch/mpirun_one_node.sh", "-n", "2"),
                       *command_line(**PARALLEL, cp=2, steps=steps)[1:])
 
     make_noise()
@@ -119,7 +120,8 @@ def resilient(*plan, wait="0", failures="2"):
     for path in ("calls", "running", "out/latest"):
         if os.path.exists(path):
             os.remove(path)
-    return script("run_resilient.sh", "--max-failures", failures, "--wait", wait, "--out", "out", "./trainer", "--a", "b")
+    return script("launch/run_resilient.sh", "--max-failures", failures, "--wait", wait, "--out", "out", "./trainer",
+                  "--a", "b")
 
 
 def check_calls(tries):
@@ -151,7 +153,7 @@ def a_run_without_progress_is_given_up():
                              (["--out", "out", "./nothing"], ["./nothing"]),
                              (["--wait", "soon", "--out", "out", "./trainer"], ["--wait soon"]),
                              (["--max-failures", "0", "--out", "out", "./trainer"], ["--max-failures 0"])):
-        check_refused(script("run_resilient.sh", *arguments), *words)
+        check_refused(script("launch/run_resilient.sh", *arguments), *words)
 
 
 @test
@@ -190,7 +192,7 @@ while [ "$1" != ./train_lighthouse ]; do shift; done
 
     def run(code, *arguments):
         write_file("code", str(code).encode())
-        done = subprocess.run(script("slurm.sh", *arguments), env=environment, capture_output=True, text=True)
+        done = subprocess.run(script("launch/slurm.sh", *arguments), env=environment, capture_output=True, text=True)
         check_equal(f"exit code; {done.stderr}", done.returncode, code)
 
     options = to_flags({**SHAPE, **PARALLEL, "save_every": 1, "train_data": environment["DATA"]})
@@ -202,10 +204,10 @@ while [ "$1" != ./train_lighthouse ]; do shift; done
     check_equal("tries that resume", [b"--resume latest" in call for call in read_file("srun_calls").splitlines()],
                 [False, True, True])
     shutil.rmtree("out")
-    recipe = [os.path.join(ROOT, "scripts", "530m_98k_two_stage.sh"), "2", "4", *options]
+    recipe = [os.path.join(ROOT, "scripts", "recipes", "530m_98k_two_stage.sh"), "2", "4", *options]
     run(75, *recipe)
     run(0, *recipe)
     check_equal("stages", [entry["selection"] for entry in read_metrics()], ["on"] * 2 + ["off"] * 2)
     check_equal("requeued", read_file("scontrol_calls"), b"requeue 7\n" * 2)
     del environment["SLURM_JOB_ID"]
-    check_refused(script("slurm.sh", "--steps", "3"), "sbatch")
+    check_refused(script("launch/slurm.sh", "--steps", "3"), "sbatch")

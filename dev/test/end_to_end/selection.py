@@ -155,7 +155,7 @@ def the_published_recipe_goes_on_where_it_was():
     options = to_flags({"device": DEVICE, "global-batch": 2, "save-every": 2, "keep": 1, **SHAPE, **LIGHTHOUSE})
 
     def run(steps):
-        done = subprocess.run(script("530m_98k_two_stage.sh", *steps, *options), env=environment, text=True,
+        done = subprocess.run(script("recipes/530m_98k_two_stage.sh", *steps, *options), env=environment, text=True,
                               capture_output=True)
         check_equal(f"exit code; {done.stderr}", done.returncode, 0)
         return done.stdout
@@ -170,4 +170,4 @@ def the_published_recipe_goes_on_where_it_was():
     run(["3", "5"])
     check_same_checkpoint(checkpoint(5), checkpoint(5, "whole"))
     for steps in (["3"], ["5", "3"], ["3", "3"], ["0", "3"], ["ten", "20"]):
-        check_refused(script("530m_98k_two_stage.sh", *steps), steps[0])
+        check_refused(script("recipes/530m_98k_two_stage.sh", *steps), steps[0])

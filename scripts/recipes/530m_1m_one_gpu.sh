@@ -2,13 +2,13 @@
 # The 530M model at 1048576 tokens of context on one GPU of 141 GB: Lighthouse attention in all layers, the least
 # recomputation that fits.
 #
-#   scripts/530m_1m_one_gpu.sh [OPTION…]
+#   scripts/recipes/530m_1m_one_gpu.sh [OPTION…]
 #
 # The options go to ./train_lighthouse, over the ones here: --plan shows the memory it needs. Started again, it goes on where it
 # was. Environment: DATA and VAL_DATA, globs of token shards with documents of this length (data/linux_train_*.bin,
-# data/linux_val_*.bin), OUT (out/530m_1m), and LAUNCHER, as in scripts/530m_98k_two_stage.sh.
+# data/linux_val_*.bin), OUT (out/530m_1m), and LAUNCHER, as in scripts/recipes/530m_98k_two_stage.sh.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
 cd "$root"
 

@@ -2,13 +2,13 @@
 # The published run (arXiv 2605.06554): 530M parameters, 98304 tokens of context, 32 sequences a step. Stage 1 trains
 # with Lighthouse attention, stage 2 ends it with ordinary dense attention. Started again, it goes on where it was.
 #
-#   scripts/530m_98k_two_stage.sh [STAGE1_STEPS TOTAL_STEPS] [OPTION…]     10000 and 16000 steps, as published
+#   scripts/recipes/530m_98k_two_stage.sh [STAGE1_STEPS TOTAL_STEPS] [OPTION…]     10000 and 16000 steps, as published
 #
 # The options go to ./train_lighthouse, over the ones here. Environment: DATA and VAL_DATA, globs of token shards
 # (data/text_train_*.bin, data/text_val_*.bin; VAL_DATA= for no validation), OUT, where checkpoints and metrics go
-# (out/530m_98k_two_stage), and LAUNCHER, what starts train_lighthouse (itself): scripts/mpirun_one_node.sh takes all GPUs.
+# (out/530m_98k_two_stage), and LAUNCHER, what starts train_lighthouse (itself): scripts/launch/mpirun_one_node.sh takes all GPUs.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
 cd "$root"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on the GPUs of several hosts, with one process on each.
 #
-#   scripts/mpirun_hosts.sh HOSTFILE OPTION…
+#   scripts/launch/mpirun_hosts.sh HOSTFILE OPTION…
 #
 # HOSTFILE has a line for each host, with its number of GPUs: "node1 slots=8". Processes are numbered in that order, so the
 # --cp processes that share sequences are on one host if --cp divides its slots. The hosts are reached by ssh without a
@@ -18,7 +18,7 @@
 #   OMP_NUM_THREADS     (this host's cores divided by its slots)
 #   PATH, LD_LIBRARY_PATH and NCCL_…, CUDA_…, OMP_…, UCX_… are set on the other hosts as they are here.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
 
 example='a line for each host is expected, as "node1 slots=8"'

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Trains on the GPUs of a Slurm job, with one process (task) on each. Submitted from the repository's root:
 #
-#   sbatch [OPTION OF SBATCH…] scripts/slurm.sh OPTION…
-#   sbatch [OPTION OF SBATCH…] scripts/slurm.sh RECIPE [OPTION…]
+#   sbatch [OPTION OF SBATCH…] scripts/launch/slurm.sh OPTION…
+#   sbatch [OPTION OF SBATCH…] scripts/launch/slurm.sh RECIPE [OPTION…]
 #
-#   OUT=out/run sbatch --nodes 2 scripts/slurm.sh --cp 2 --zero 1 --train-data 'data/text_train_*.bin'
-#   sbatch --nodes 4 scripts/slurm.sh scripts/530m_1m_four_nodes.sh
+#   OUT=out/run sbatch --nodes 2 scripts/launch/slurm.sh --cp 2 --zero 1 --train-data 'data/text_train_*.bin'
+#   sbatch --nodes 4 scripts/launch/slurm.sh scripts/recipes/530m_1m_four_nodes.sh
 #
 # The options go to ./train_lighthouse, or to the recipe. Checkpoints go to OUT (out/slurm, or the recipe's), and a job that
 # is started again goes on there: it puts itself back into the queue when it was preempted or five minutes before the end of
@@ -26,9 +26,9 @@
 
 set -euo pipefail
 # Slurm runs a copy of this script.
-source "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}/scripts/common.sh"
+source "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/../..}/scripts/common.sh"
 show_help "$@"
-[ -n "${SLURM_JOB_ID-}" ] || fail "this runs in a Slurm job: sbatch scripts/slurm.sh …; --help says more"
+[ -n "${SLURM_JOB_ID-}" ] || fail "this runs in a Slurm job: sbatch scripts/launch/slurm.sh …; --help says more"
 [ $# -gt 0 ] || fail "train_lighthouse's options or a recipe are needed; --help says more"
 need_trainer
 cd "$root"

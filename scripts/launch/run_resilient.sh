@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Keeps a training run going: starts it again after a crash or a preemption, from its newest checkpoint, until it is done.
 #
-#   scripts/run_resilient.sh [--max-failures N] [--wait SECONDS] --out DIR COMMAND…
+#   scripts/launch/run_resilient.sh [--max-failures N] [--wait SECONDS] --out DIR COMMAND…
 #
-#   scripts/run_resilient.sh --out out/run scripts/mpirun_one_node.sh --cp 2 --train-data 'data/text_train_*.bin'
-#   scripts/run_resilient.sh --out out/530m scripts/530m_98k_two_stage.sh
+#   scripts/launch/run_resilient.sh --out out/run scripts/launch/mpirun_one_node.sh --cp 2 --train-data 'data/text_train_*.bin'
+#   scripts/launch/run_resilient.sh --out out/530m scripts/recipes/530m_98k_two_stage.sh
 #
 # COMMAND, which takes train_lighthouse's options, runs with --out DIR appended, and --resume latest once DIR has a
 # checkpoint. It runs again until it ends with exit code 0; it is given up after N failures in a row (3) that left no newer
@@ -14,7 +14,7 @@
 # SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 are passed on as SIGUSR1, at which the run saves a checkpoint; then nothing is
 # started again, and the exit code is the run's, 75 if all went well. The same command goes on later.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
 
 max_failures=3
@@ -37,7 +37,7 @@ while [[ ${1-} == --* ]]; do
     shift 2
 done
 [ -n "$out" ] || fail "--out DIR is needed: where the run's checkpoints go"
-[ $# -gt 0 ] || fail "a command is needed, as in scripts/run_resilient.sh --out $out ./train_lighthouse --train-data …"
+[ $# -gt 0 ] || fail "a command is needed, as in scripts/launch/run_resilient.sh --out $out ./train_lighthouse --train-data …"
 command -v "$1" > /dev/null || fail "$1 is no command that can be run"
 out=$(realpath -m -- "$out")
 export OUT=$out # recipes look there
