@@ -8,7 +8,7 @@
 //
 // One sequence a step unless --batch-size says otherwise; no data is needed. Where some steps are dense (--dense-every,
 // --dense-first) both types of step are measured, and the result is their mean over the --steps of a run; the table
-// is of a usual step. Where layers take turns in being dense, the first usual step stands for all.
+// is of a usual step. Where the dense layers rotate, the first usual step stands for all.
 #include "run/options_check.h"
 #include "training/step.h"
 #include "bench.h"

@@ -41,15 +41,15 @@ static void steps_follow_the_rule(void *unused) {
         }
 }
 
-static void layers_take_turns(void *unused) {
+static void dense_layers_rotate(void *unused) {
     (void)unused;
-    static const char *const turns[] = {"D--D-", "--D--", "-D--D", "D--D-"}; // of rotate:3
+    static const char *const expected[] = {"D--D-", "--D--", "-D--D", "D--D-"}; // of rotate:3
     AttentionSchedule s = schedule_of("rotate:3", 0, 0);
-    for (int64_t step = 0; step < (int64_t)COUNT_OF(turns); step++) {
+    for (int64_t step = 0; step < (int64_t)COUNT_OF(expected); step++) {
         LayerKind kinds[LAYERS];
         attention_schedule_layers(&s, step, kinds);
         for (int layer = 0; layer < LAYERS; layer++)
-            check((kinds[layer] == LAYER_DENSE) == (turns[step][layer] == 'D'), "step %ld, layer %d",
+            check((kinds[layer] == LAYER_DENSE) == (expected[step][layer] == 'D'), "step %ld, layer %d",
                   (long)step, layer);
     }
     check(attention_schedule_dense_layers(&s) == LAYERS / 3.0, "%g dense layers on average",
@@ -98,7 +98,7 @@ static void time_left_knows_the_types(void *unused) {
 
 void test_schedule(void) {
     test_run("schedule: dense steps follow the rule and are counted", steps_follow_the_rule, NULL);
-    test_run("schedule: layers take turns", layers_take_turns, NULL);
+    test_run("schedule: dense layers rotate", dense_layers_rotate, NULL);
     test_run("schedule: without selection all steps are usual", without_selection_all_steps_are_usual, NULL);
     test_run("schedule: the time left knows the types of steps", time_left_knows_the_types, NULL);
 }

@@ -1,4 +1,4 @@
-// Steps of a run whose attention changes from step to step: dense steps, spans, layers that take turns.
+// Steps of a run whose attention changes from step to step: dense steps, spans, dense layers that rotate.
 #include "small_model.h"
 
 #include "parallel/sequence_parts.h"
@@ -217,17 +217,18 @@ static void the_plan_holds_all_steps(void *argument) {
     Training *usual = open_variant(device, &none, settings_at(RECOMPUTE_NONE, RECOMPUTE_NONE)),
              *both = open_variant(device, &every, settings_at(RECOMPUTE_NONE, RECOMPUTE_NONE)),
              *least = open_variant(device, &every, settings_at(RECOMPUTE_NONE, RECOMPUTE_BLOCK)),
-             *turns = open_variant(device, &rotate, settings_at(RECOMPUTE_NONE, RECOMPUTE_NONE));
+             *rotating = open_variant(device, &rotate, settings_at(RECOMPUTE_NONE, RECOMPUTE_NONE));
     check(!each_keeps(usual, ACT_QKV), "layers that select keep what dense layers would");
     check(each_keeps(both, ACT_QKV) && each_keeps(both, ACT_LOGSUMEXP), "dense steps do not keep theirs");
     check(!each_keeps(least, ACT_QKV) && each_keeps(least, ACT_GATE_UP),
           "each type of step at its own level");
-    check(each_keeps(turns, ACT_QKV) && each_keeps(turns, ACT_GATHERED), "a layer keeps one kind's only");
+    check(each_keeps(rotating, ACT_QKV) && each_keeps(rotating, ACT_GATHERED),
+          "a layer keeps one kind's only");
     check(memory_plan_bytes(least->memory) < memory_plan_bytes(both->memory), "recomputing saves nothing");
     training_close(usual);
     training_close(both);
     training_close(least);
-    training_close(turns);
+    training_close(rotating);
 }
 
 static void recompute_changes_no_bit(void *argument) {

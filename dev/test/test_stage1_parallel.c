@@ -136,9 +136,9 @@ void test_stage1_parallel(Device *device, const Communicator *communicator) {
         run("every 2nd dense", &s);
         s.span = SPAN;
         run("every 2nd dense in spans", &s);
-        // In step 0 it is the turn of layer 0: before any attention equal tokens have equal norms.
+        // In step 0 layer 0 is dense: before any attention equal tokens have equal norms.
         s.rotate = 2;
-        run("layers by turns", &s);
+        run("dense layers rotate", &s);
         collectives_destroy(s.collectives);
     }
 }

@@ -82,7 +82,7 @@ const Option option_table[] = {
     {.name = "dense-first", INTEGER(dense_first, "0", 0, UNLIMITED), .absent = "0", .unit = "STEPS",
      .help = "that are dense in all layers before selection begins"},
     {.name = "dense-span", INTEGER(dense_span, "0", 0, 1 << 30), .absent = "0", .unit = "TOKENS",
-     .help = "beyond whose pieces of the sequence no token attends in those steps; 0: whole sequences"},
+     .help = "of an equal part of the sequence beyond which no token attends in those steps; 0: all"},
     {.group = "optimizer (AdamW)",
      .name = "steps", INTEGER(steps, "16000", 0, UNLIMITED), .unit = "N",
      .help = "optimizer steps of the whole run"},

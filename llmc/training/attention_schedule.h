@@ -27,7 +27,7 @@ StepType attention_schedule_type(const AttentionSchedule *schedule, int64_t step
 // Sets kinds[layers] as in the step if it is usual, and as they would be then if it is not.
 void attention_schedule_layers(const AttentionSchedule *schedule, int64_t step, LayerKind *kinds);
 
-// The layers that are dense in a usual step, on average over the turns of a rotation.
+// The layers that are dense in a usual step, on average over a rotation.
 double attention_schedule_dense_layers(const AttentionSchedule *schedule);
 
 // The kinds that a layer is of in usual steps.

@@ -9,7 +9,7 @@ static void print_processes(const Options *o, int processes) {
            (long)options_micro_steps(o, processes));
 }
 
-// "dense steps: the first 100 and every 8th, 2088 of 16000, in pieces of 4096 tokens"
+// "dense steps: the first 100 and every 8th, 2088 of 16000, in spans of 4096 tokens"
 static void print_dense_steps(const AttentionSchedule *s, int64_t steps) {
     if (!attention_schedule_has_dense_steps(s)) return;
     printf("dense steps: ");
@@ -18,7 +18,7 @@ static void print_dense_steps(const AttentionSchedule *s, int64_t steps) {
     if (s->dense_every > 0) printf("each whose number, from 1, is a multiple of %ld", (long)s->dense_every);
     printf("; %ld of %ld, ", (long)attention_schedule_dense_steps(s, 0, steps), (long)steps);
     if (s->dense_span > 0)
-        printf("attention in pieces of %ld tokens\n", (long)s->dense_span);
+        printf("attention in spans of %ld tokens\n", (long)s->dense_span);
     else
         printf("attention over whole sequences\n");
 }

@@ -58,6 +58,7 @@ Training training_create(Device *device, Collectives *collectives, const ModelCo
                   .schedule = *schedule};
     const size_t layers = (size_t)config->layers;
     t.layer_kinds = host_allocate(layers, sizeof(LayerKind), "layer kinds");
+    attention_schedule_layers(schedule, 0, t.layer_kinds);
     LayerKinds *kinds = host_allocate(layers, sizeof(LayerKinds), "layer kinds");
     for (int64_t layer = 0; layer < config->layers; layer++)
         kinds[layer] = attention_schedule_kinds_of(schedule, layer);

@@ -14,7 +14,7 @@ typedef struct {
     Decoder *decoder;
     Optimizer *optimizer;
     AttentionSchedule schedule;
-    LayerKind *layer_kinds;    // [layers]: of the step whose attention was last asked for
+    LayerKind *layer_kinds;    // [layers]: of the step whose attention was last asked for; at first, step 0
     int32_t *inputs, *targets; // [rows]: a micro-step's tokens, on the host
 } Training;
 

@@ -1,4 +1,4 @@
-"""Runs in which some steps are dense in all layers, or layers take turns in being dense."""
+"""Runs in which some steps are dense in all layers, or the dense layers rotate."""
 
 import shutil
 
@@ -62,7 +62,7 @@ def dense_steps_are_seen():
     make_shards()
     said = train(steps=4, dense_every=2, dense_first=1, dense_span=16, val_data="shards/text_val_*.bin", val_every=1,
                  **LIGHTHOUSE).stdout
-    check("dense steps: " in said and "; 3 of 4, attention in pieces of 16 tokens" in said, said)
+    check("dense steps: " in said and "; 3 of 4, attention in spans of 16 tokens" in said, said)
     check_equal("lines of dense steps", said.count("| selection off, dense step |"), 3)
     check_equal("lines of usual steps", said.count("| selection on |"), 1)
     metrics = read_metrics()
