@@ -1,54 +1,12 @@
 // The whole step: against PyTorch in float64, between devices, and the equivalences that must hold exactly.
 #include "selections.h"
-#include "small_model.h"
-
-#include "checkpoint/safetensors.h"
+#include "step_fixture.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 // --- against PyTorch ------------------------------------------------------------------------------------
-
-static double *fixture_values(const SafetensorsFile *file, const char *prefix, const char *name) {
-    char *full = format_string("%s%s", prefix, name);
-    const Tensor *tensor = safetensors_find(file, full);
-    if (!tensor) fatal("%s has no %s", file->path, full);
-    double *values = host_allocate((size_t)tensor->count, sizeof(double), full);
-    if (!safetensors_read(file, tensor, 0, values, tensor->bytes)) fatal("cannot read %s", full);
-    free(full);
-    return values;
-}
-
-static double fixture_number(const SafetensorsFile *file, const char *name) {
-    double *values = fixture_values(file, "", name), number = values[0];
-    free(values);
-    return number;
-}
-
-static int32_t *fixture_tokens(const SafetensorsFile *file, const char *name, int64_t *rows,
-                               int64_t *seq_len) {
-    const Tensor *tensor = safetensors_find(file, name);
-    double *values = fixture_values(file, "", name);
-    int32_t *tokens = host_allocate((size_t)tensor->count, sizeof(int32_t), name);
-    for (int64_t i = 0; i < tensor->count; i++) tokens[i] = (int32_t)values[i];
-    *rows = tensor->shape[0];
-    *seq_len = tensor->shape[1];
-    free(values);
-    return tokens;
-}
-
-// A flat buffer of the table's layout from the fixture's tensors of that prefix.
-static double *fixture_parameters(const SafetensorsFile *file, const ParameterTable *table,
-                                  const char *prefix) {
-    double *flat = host_allocate((size_t)table->elements, sizeof(double), prefix);
-    for (int i = 0; i < table->count; i++) {
-        double *values = fixture_values(file, prefix, table->list[i].name);
-        memcpy(flat + table->list[i].offset, values, (size_t)table->list[i].count * sizeof(double));
-        free(values);
-    }
-    return flat;
-}
 
 static void check_number(const char *what, double a, double b) {
     check_close(what, &a, &b, 1, 1e-11);
@@ -68,14 +26,8 @@ static void read_fixture(void *context, int64_t micro_step, int32_t *inputs, int
 
 static void steps_match_pytorch(void *unused) {
     (void)unused;
-    SafetensorsFile file;
-    Reason reason;
-    if (!safetensors_open(&file, fixture("dense_step.safetensors"), &reason)) fatal("%s", reason.text);
-    const ModelConfig config = {
-        (int64_t)fixture_number(&file, "config.vocab_size"), (int64_t)fixture_number(&file, "config.dim"),
-        (int64_t)fixture_number(&file, "config.layers"),     (int64_t)fixture_number(&file, "config.heads"),
-        (int64_t)fixture_number(&file, "config.kv_heads"),   (int64_t)fixture_number(&file, "config.ffn_dim"),
-        fixture_number(&file, "config.rope_theta"),          fixture_number(&file, "config.norm_eps")};
+    SafetensorsFile file = fixture_open("dense_step.safetensors");
+    const ModelConfig config = fixture_config(&file);
     const OptimizerSettings optimizer = {fixture_number(&file, "adamw.beta1"),
                                          fixture_number(&file, "adamw.beta2"),
                                          fixture_number(&file, "adamw.epsilon"),

@@ -1,8 +1,6 @@
 // --rope-pooling after: a model whose Lighthouse layers pool unturned queries and keys and turn the selected
 // entries. Against PyTorch, against differences, and what must hold to the bit.
-#include "small_model.h"
-
-#include "checkpoint/safetensors.h"
+#include "step_fixture.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -23,60 +21,9 @@ static double replayed_loss(Training *t, const OddBatch *batch) {
 
 // --- against PyTorch ------------------------------------------------------------------------------------
 
-// The tensor prefix.name as doubles; the caller frees it.
-static double *fixture_values(const SafetensorsFile *file, const char *prefix, const char *name) {
-    char *full = format_string("%s%s", prefix, name);
-    const Tensor *tensor = safetensors_find(file, full);
-    if (!tensor) fatal("%s has no %s", file->path, full);
-    double *values = host_allocate((size_t)tensor->count, sizeof(double), full);
-    if (!safetensors_read(file, tensor, 0, values, tensor->bytes)) fatal("cannot read %s", full);
-    free(full);
-    return values;
-}
-
-static double fixture_number(const SafetensorsFile *file, const char *name) {
-    double *values = fixture_values(file, "", name), number = values[0];
-    free(values);
-    return number;
-}
-
-static int64_t fixture_size(const SafetensorsFile *file, const char *name) {
-    char *full = format_string("config.%s", name);
-    const int64_t size = (int64_t)fixture_number(file, full);
-    free(full);
-    return size;
-}
-
-static int32_t *fixture_tokens(const SafetensorsFile *file, const char *name) {
-    const size_t count = (size_t)safetensors_find(file, name)->count;
-    double *values = fixture_values(file, "", name);
-    int32_t *tokens = host_allocate(count, sizeof(int32_t), name);
-    for (size_t i = 0; i < count; i++) tokens[i] = (int32_t)values[i];
-    free(values);
-    return tokens;
-}
-
-static double *fixture_parameters(const SafetensorsFile *file, const ParameterTable *table,
-                                  const char *prefix) {
-    double *flat = host_allocate((size_t)table->elements, sizeof(double), prefix);
-    for (int i = 0; i < table->count; i++) {
-        double *values = fixture_values(file, prefix, table->list[i].name);
-        memcpy(flat + table->list[i].offset, values, (size_t)table->list[i].count * sizeof(double));
-        free(values);
-    }
-    return flat;
-}
-
 static Training *fixture_training(const SafetensorsFile *file, Device *device) {
     const Tensor *tokens = safetensors_find(file, "tokens");
-    const ModelConfig config = {fixture_size(file, "vocab_size"),
-                                fixture_size(file, "dim"),
-                                fixture_size(file, "layers"),
-                                fixture_size(file, "heads"),
-                                fixture_size(file, "kv_heads"),
-                                fixture_size(file, "ffn_dim"),
-                                fixture_number(file, "config.rope_theta"),
-                                fixture_number(file, "config.norm_eps")};
+    const ModelConfig config = fixture_config(file);
     const DecoderSettings settings = {.batch = tokens->shape[0],
                                       .seq_len = tokens->shape[1],
                                       .micro_steps = 1,
@@ -89,16 +36,16 @@ static Training *fixture_training(const SafetensorsFile *file, Device *device) {
 
 static void step_matches_pytorch(void *unused) {
     (void)unused;
-    SafetensorsFile file;
-    Reason reason;
-    if (!safetensors_open(&file, fixture("rope_pooling.safetensors"), &reason)) fatal("%s", reason.text);
+    SafetensorsFile file = fixture_open("rope_pooling.safetensors");
     Device *device = cpu_device_create(STORAGE_FLOAT64);
     Training *t = fixture_training(&file, device);
     const ParameterTable *table = &t->weights->table;
-    const double rows = (double)safetensors_find(&file, "tokens")->count;
+    int64_t sequences, seq_len;
+    int32_t *inputs = fixture_tokens(&file, "tokens", &sequences, &seq_len);
+    int32_t *targets = fixture_tokens(&file, "targets", &sequences, &seq_len);
+    const double rows = (double)(sequences * seq_len);
     double *weights = fixture_parameters(&file, table, "weights.");
     double *expected = fixture_parameters(&file, table, "grads.");
-    int32_t *inputs = fixture_tokens(&file, "tokens"), *targets = fixture_tokens(&file, "targets");
     set_weights(t, weights);
     weights_zero_gradients(t->weights);
     const StepAttention attention = training_attention(t, true);
