@@ -10,8 +10,8 @@
 // The attention of one step (a forward with its backward, or a forward alone).
 typedef struct {
     const LayerKind *layers; // [layers]; NULL: all dense
-    bool
-        replay; // Lighthouse layers keep the selection that they hold: to compare computations on equal picks
+    // Lighthouse layers keep the selection that they hold, to compare computations on equal picks.
+    bool replay;
     // DENSE_STEP: all dense, within spans where there are any, and recomputed as such steps are.
     StepType type;
 } StepAttention;
