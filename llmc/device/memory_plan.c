@@ -3,8 +3,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 
-enum { ALIGNMENT = 256 };
-
 typedef struct {
     char name[64];
     size_t bytes;
@@ -44,7 +42,7 @@ size_t memory_plan_add(MemoryPlan *plan, size_t bytes, const char *name, ...) {
     va_end(arguments);
     buffer->bytes = bytes;
     const size_t offset = plan->bytes;
-    plan->bytes += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    plan->bytes += aligned(bytes);
     return offset;
 }
 

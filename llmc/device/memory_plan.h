@@ -11,6 +11,11 @@ MemoryPlan *memory_plan_create(Device *device);
 // Frees the plan, and the arena if it is allocated.
 void memory_plan_free(MemoryPlan *plan);
 
+// `bytes` rounded up so that what follows in the same buffer starts at a multiple of 256 bytes, as allocations do.
+static inline size_t aligned(size_t bytes) {
+    return (size_t)round_up((int64_t)bytes, 256);
+}
+
 // The offset that a buffer of 0 bytes gets; its address is NULL.
 #define NO_BUFFER SIZE_MAX
 

@@ -103,8 +103,7 @@ static bool in_any_step(const ActivationSettings *s, int64_t layer, ActivationKi
 
 static void plan_activation(Activations *a, ActivationKind kind, size_t bytes, const ActivationSettings *s,
                             MemoryPlan *memory) {
-    const size_t alignment = 256; // the layers' follow one another in one buffer
-    const size_t stride = (bytes + alignment - 1) / alignment * alignment;
+    const size_t stride = aligned(bytes); // the layers' follow one another in one buffer
     int64_t kept = 0;
     bool shared = false;
     for (int64_t layer = 0; layer < a->layers; layer++) {

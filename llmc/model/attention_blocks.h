@@ -2,6 +2,7 @@
 // consecutive queries on some consecutive keys, in one call of the device's operation or in several.
 #pragma once
 #include "device/collectives.h"
+#include "device/memory_plan.h"
 
 // How attention of one size is run: cut into which calls, with which workspaces (model/attention.h makes it).
 typedef struct {
@@ -75,8 +76,3 @@ size_t block_forward_bytes(Device *device, const AttentionPlan *plan, int64_t qu
                            bool causal);
 size_t block_backward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
                             bool causal);
-
-// `bytes` so that what follows is aligned as allocations are.
-static inline size_t aligned(size_t bytes) {
-    return (bytes + 255) / 256 * 256;
-}
