@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh              what building and testing need
 #   scripts/setup.sh --develop    and what `make lint` and `make fuzz-check` do
+#   scripts/setup.sh --plot       and what dev/plot and the pictures of dev/evaluate/ablate.py do
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/common.sh
@@ -16,6 +17,7 @@ linters=(clang-format==14.0.6 ruff==0.17.6)  # other versions would report other
 
 have_nvcc() { command -v nvcc > /dev/null || [ -x /usr/local/cuda/bin/nvcc ]; }
 lack_frontend() { have_nvcc && [ ! -f .deps/python/include/cudnn_frontend.h ]; }
+lack_plot() { $plot && ! cmp -s dev/plot/requirements.txt .deps/plot/requirements.txt; }
 lack_linters() { $develop && [ "$(cat .deps/lint/versions 2> /dev/null)" != "${linters[*]}" ]; }
 is_installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2> /dev/null)" = installed ]; }
 
@@ -35,7 +37,7 @@ install_packages() {
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
 }
 
-# Installs packages of PyPI into a directory of their own, which is emptied first: DIRECTORY NAME==VERSION…
+# Installs packages of PyPI, as pip's arguments name them, into a directory of their own, which is emptied first.
 install_python() {
     local directory=$1
     shift
@@ -45,14 +47,16 @@ install_python() {
 }
 
 develop=false
+plot=false
 case $#,${1-} in
     0,) ;;
     1,--develop) develop=true ;;
-    *) fail "$*: expected nothing or --develop" ;;
+    1,--plot) plot=true ;;
+    *) fail "$*: expected nothing, --develop or --plot" ;;
 esac
 
 if $develop; then packages+=("${developer_packages[@]}"); fi
-if { lack_frontend || lack_linters; } && ! python3 -m pip --version > /dev/null 2>&1; then packages+=(python3-pip); fi
+if { lack_frontend || lack_linters || lack_plot; } && ! python3 -m pip --version > /dev/null 2>&1; then packages+=(python3-pip); fi
 command -v dpkg-query > /dev/null || fail "this is neither Debian nor Ubuntu: install your system's ${packages[*]}"
 install_packages "${packages[@]}"
 # The package with the runtime of clang's fuzzers and sanitizers has clang's version in its name.
@@ -62,5 +66,9 @@ if lack_frontend; then install_python .deps/python "$cudnn_frontend"; fi
 if lack_linters; then
     install_python .deps/lint "${linters[@]}"
     echo "${linters[*]}" > .deps/lint/versions
+fi
+if lack_plot; then
+    install_python .deps/plot -r dev/plot/requirements.txt
+    cp dev/plot/requirements.txt .deps/plot/
 fi
 echo "setup: all that the $(if have_nvcc; then echo CUDA and the CPU build need; else echo CPU build needs; fi) is installed"

@@ -26,7 +26,7 @@ cut off goes on. A run that fails does not stop the others. Ctrl-C or SIGTERM as
 second one ends them at once. Variants that differ in the tail or the length of stage 1 alone share stage 1: the checkpoint
 at its end is linked into the directory of the other, which goes on from there.
 
-The report is report.md, report.png (with matplotlib) and CSV files in DIR; `report` also takes a points.csv in place of DIR.
+The report is report.md, report.png (with matplotlib, which scripts/setup.sh --plot installs) and CSV files in DIR; `report` also takes a points.csv in place of DIR.
 """
 
 import argparse
@@ -44,6 +44,7 @@ from ablate_report import add_report_options, read_curve, read_points, report
 from ablate_table import AblationError, ArgumentParser, check_unchanged, read_table
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+sys.path.append(os.path.join(ROOT, ".deps", "plot"))  # matplotlib, if scripts/setup.sh --plot installed it
 STOPPED = 75  # train_lighthouse's exit code after a request to stop
 LOG_LINES = 5  # of a run that failed, shown
 

@@ -350,4 +350,4 @@ def report(curves, arguments):
         draw(stem + ".png", curves, arguments.title)
         print(f"the report is {stem}.md, {stem}.png and {stem}_*.csv")
     except ImportError:
-        print(f"the report is {stem}.md and {stem}_*.csv; no picture: matplotlib is not installed")
+        print(f"the report is {stem}.md and {stem}_*.csv; no picture: scripts/setup.sh --plot installs matplotlib")

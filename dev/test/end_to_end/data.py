@@ -98,28 +98,6 @@ def curves_are_compared():
     check_refused(dev_script("reference/compare_curves.py", "a", "c"), "0.01")
 
 
-@test
-def a_two_stage_run_is_compared_with_a_dense_one():
-    def metrics(name, stage1, ms):
-        lines = []
-        for step in range(1, 41):
-            selects, spike = step <= stage1, 0.5 if 20 < step <= 25 and stage1 > 0 else 0
-            entry = {"step": step, "loss": 3 - 0.01 * step + spike, "selection": "on" if selects else "off",
-                     "ms": ms if selects else 60000}
-            if step % 20 == 0:
-                entry |= {"val_loss": 3.5, "val_loss_dense": 4.5} if selects else {"val_loss": 3.25}
-            lines.append(json.dumps(entry))
-        write_file(name, "\n".join(lines).encode())
-
-    metrics("dense", 0, 60000)
-    metrics("two", 20, 15000)
-    said = finish(dev_script("evaluate/compare_two_stage.py", "dense", "two", "--window", "4")).stdout
-    for words in ("40 steps in 40.0 minutes", "40 steps in 25.0 minutes", "loss at the end 3.2500", "1.60 times",
-                  "2.8150", "+0.4750", "recovered after 5 steps", "stage 1 4.5000"):
-        check(words in said, f"\"{words}\" expected: {said}")
-    check_refused(dev_script("evaluate/compare_two_stage.py", "two", "dense"), "two", "dense")
-
-
 # Says what the step benchmark says, once the program has found its options valid.
 FAKE_STEP = """#!/bin/sh
 echo "$*" >> calls
