@@ -26,7 +26,8 @@ cut off goes on. A run that fails does not stop the others. Ctrl-C or SIGTERM as
 second one ends them at once. Variants that differ in the tail or the length of stage 1 alone share stage 1: the checkpoint
 at its end is linked into the directory of the other, which goes on from there.
 
-The report is report.md, report.png (with matplotlib, which scripts/setup.sh --plot installs) and CSV files in DIR; `report` also takes a points.csv in place of DIR.
+The report is report.md, report.png (with matplotlib, which scripts/setup.sh --plot installs) and CSV files in DIR; `report`
+also takes a points.csv in place of DIR.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     dev/plot/plot.py RUN… [--out FILE.png|.svg|.pdf|.html] [--x step|tokens|hours] [--smooth STEPS]
 
 RUN is a run's directory (its --out) or its metrics.jsonl. The losses are on top: training (thin: each step; thick: the mean
-over --smooth steps), validation as trained (rings) and dense (dots); then learning rate, gradient norm, tokens per second and
+over --smooth steps), validation as trained (rings) and dense (dots); then learning rate, gradient norm, tokens a second and
 memory. Stage 1 is shaded, its dense steps are ticks at the lower edge of the losses. Needs matplotlib, which
 scripts/setup.sh --plot installs.
 """
