@@ -1,5 +1,6 @@
 """What the end-to-end tests share: registering and checking, starting programs, making and reading what they work on."""
 
+import contextlib
 import json
 import os
 import random
@@ -118,8 +119,26 @@ def wait_until(holds, what, seconds=60):
         time.sleep(0.01)
 
 
+def descendants(pid):
+    """The process and all that it and its children started, also in sessions of their own."""
+    children = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                # PID (NAME) STATE PARENT …; a name may hold spaces and brackets.
+                parent = int(read_file(f"/proc/{entry}/stat").rpartition(b")")[2].split()[1])
+            except OSError:
+                continue  # it has ended
+            children.setdefault(parent, []).append(int(entry))
+    family = [pid]
+    for process in family:
+        family += children.get(process, [])
+    return family
+
+
 class Running:
-    """A command that runs beside the test, with its output in files; `with` kills it should it still run then."""
+    """A command that runs beside the test, with its output in files; `with` kills it, and what it started, should it still
+    run then."""
 
     def __init__(self, command, environment=None):
         self.command = command
@@ -134,7 +153,9 @@ class Running:
 
     def __exit__(self, *reason):
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            for process in descendants(self.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             self.process.wait()
 
     def said(self):
