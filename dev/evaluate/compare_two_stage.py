@@ -8,13 +8,16 @@ of the steps; validations and checkpoints are not in it.
 import argparse
 import itertools
 import json
+import math
 import sys
 
 
 class Run:
     def __init__(self, path):
         with open(path) as file:
-            lines = [json.loads(line) for line in file]
+            # A value that is not finite is null there.
+            lines = [{name: math.nan if value is None else value for name, value in json.loads(line).items()}
+                     for line in file]
         if not lines:
             sys.exit(f"error: {path} holds no steps")
         self.steps = [line["step"] for line in lines]
