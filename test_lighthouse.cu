@@ -38,6 +38,7 @@ static void test_alone(bool cpu, bool cuda) {
     if (cpu && cuda) {
         test_harness();
         test_common();
+        test_host_memory();
         test_reason();
         test_options();
         test_schedule();

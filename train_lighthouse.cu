@@ -66,16 +66,14 @@ static Data open_data(const Options *o, const Communicator *communicator) {
 
 // What else there is to say of a step; rank 0 says it.
 static void report_step(const Trainer *trainer, const Options *o, Logger *logger, StepReport *report) {
-    Device *device = trainer->training.device;
-    const Communicator *communicator = trainer->training.collectives->communicator;
-    size_t free_bytes, total_bytes;
-    device->memory(device, &free_bytes, &total_bytes);
+    const Training *training = &trainer->training;
+    const Communicator *communicator = training->collectives->communicator;
     report->step = trainer->progress.step;
     report->steps = o->steps;
     report->samples = trainer->progress.samples;
     report->tokens = (double)o->global_batch * (double)o->seq_len;
-    report->memory = (double)(total_bytes - free_bytes);
-    const double peak = device->peak_flops * communicator->size;
+    report->memory = (double)training_memory(training);
+    const double peak = training->device->peak_flops * communicator->size;
     report->mfu = peak > 0 ? report->flops / report->seconds / peak : NAN;
     trainer_look_ahead(trainer, o, report);
     if (communicator->rank == 0)

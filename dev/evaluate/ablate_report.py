@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import statistics
 
@@ -58,11 +59,15 @@ class Curve:
 
 
 def read_metrics(path):
-    """Lines of metrics.jsonl; a last one that is being written is left out."""
+    """Lines of metrics.jsonl; a last one that is being written is left out. Validation losses that are not finite, null
+    there, are nan."""
     if not os.path.exists(path):
         return []
     with open(path) as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+        lines = [json.loads(line) for line in file if line.endswith("\n")]
+    for line in lines:
+        line |= {name: math.nan for name in ("val_loss", "val_loss_dense") if line.get(name, 0) is None}
+    return lines
 
 
 def read_curve(run):

@@ -14,7 +14,7 @@ from end_to_end import harness
 
 # In this order they run.
 SUBJECTS = ("training", "resume", "selection", "schedule", "parallel", "stop", "guard", "launch", "checkpoint", "disk",
-            "command_line", "data", "ablation", "evaluate", "curves")
+            "memory", "command_line", "data", "ablation", "evaluate", "curves")
 
 
 def main():

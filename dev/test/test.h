@@ -53,6 +53,7 @@ int test_summary(void);
 // operations.
 void test_harness(void);
 void test_common(void);
+void test_host_memory(void);
 void test_reason(void);
 void test_data(void);
 void test_guard(void);

@@ -1,5 +1,6 @@
 // Used by every file: error messages to the user, allocation that cannot fail silently, and small helpers.
 #pragma once
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -40,6 +41,11 @@ char *format_bytes(char text[32], double bytes);
 
 // Seconds since an arbitrary moment, by the monotonic clock.
 double seconds_now(void);
+
+// A NaN without sign, which prints as "nan" and not as "-nan"; any other value as it is.
+static inline double plain_nan(double value) {
+    return value != value ? (double)NAN : value;
+}
 
 static inline int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define BLOCK_BYTES ((size_t)4 << 20)
@@ -171,6 +172,19 @@ bool directory_make(const char *path) {
         made = false;
     }
     return made;
+}
+
+int64_t disk_room(const char *path) {
+    char parent[PATH_MAX];
+    struct statvfs status;
+    if (snprintf(parent, sizeof(parent), "%s", path) >= (int)sizeof(parent)) return -1;
+    while (statvfs(parent[0] ? parent : ".", &status) != 0) {
+        if (errno != ENOENT || !parent[0]) return -1;
+        char *end = strrchr(parent, '/');
+        if (!end) end = parent;
+        end[end == parent && *end == '/' && end[1] != 0] = 0; // of "/name" stays "/"
+    }
+    return (int64_t)(status.f_bavail * status.f_frsize);
 }
 
 bool directory_sync(const char *path) {

@@ -53,6 +53,10 @@ bool file_replace_text(const char *path, const char *text);
 // Makes a directory and its missing parents. One that exists is no failure.
 bool directory_make(const char *path);
 
+// Bytes that this user may still write on the file system of `path`, which need not exist: then its nearest parent
+// that does tells. -1 if that cannot be found out.
+int64_t disk_room(const char *path);
+
 // Waits until the directory itself (which files were made, renamed, removed) is on the disk.
 bool directory_sync(const char *path);
 

@@ -1,28 +1,17 @@
 #include "checkpoint/snapshot.h"
 
+#include "base/host_memory.h"
+
 #include <stdlib.h>
 #include <sys/mman.h>
 
-// Bytes that can be allocated without swapping. (posix_memalign alone is no test: Linux grants more than it
-// has.)
-static size_t available_memory(void) {
-    FILE *file = fopen("/proc/meminfo", "r");
-    if (!file) return SIZE_MAX;
-    char line[256];
-    unsigned long long kilobytes = 0;
-    bool found = false;
-    while (!found && fgets(line, sizeof(line), file))
-        found = sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1;
-    fclose(file);
-    return found ? (size_t)kilobytes * 1024 : SIZE_MAX;
-}
-
 // Allocates memory in large pages and touches it with all threads, so that the first copy, for which training
-// waits, is faster. `sharers`: as in snapshot_reserve.
+// waits, is faster. `sharers`: as in snapshot_reserve. (posix_memalign alone is no test of whether there is
+// enough: Linux grants more than it has, and kills the process that uses it.)
 static char *allocate_touched(size_t bytes, int sharers) {
     const size_t page = (size_t)2 << 20;
     void *memory;
-    if (bytes > available_memory() / (size_t)sharers || posix_memalign(&memory, page, bytes) != 0)
+    if (bytes > host_memory("").free_bytes / (size_t)sharers || posix_memalign(&memory, page, bytes) != 0)
         return NULL;
     madvise(memory, bytes, MADV_HUGEPAGE);
 #pragma omp parallel for schedule(static) if (bytes > 16 * page)
@@ -38,11 +27,14 @@ bool snapshot_reserve(Snapshot *snapshot, const RankFiles *files, int sharers) {
         snapshot->memory = allocate_touched(bytes, sharers);
         snapshot->bytes = snapshot->memory ? bytes : 0;
     }
-    if (!snapshot->memory)
+    if (!snapshot->memory) {
+        char needed[32], left[32];
         warning(
-            "out of host memory: the copy of what a checkpoint saves needs %zu bytes; training waits while "
-            "it is written",
-            bytes);
+            "out of host memory: the copy of what a checkpoint saves needs %s, and %s are free; training waits "
+            "while it is written",
+            format_bytes(needed, (double)bytes),
+            format_bytes(left, (double)(host_memory("").free_bytes / (size_t)sharers)));
+    }
     return snapshot->memory != NULL;
 }
 

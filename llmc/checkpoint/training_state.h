@@ -42,5 +42,10 @@ typedef struct {
 
 HeldRange training_state_held(const TrainingState *state, int bucket);
 
+// Bytes of a checkpoint's tensors: in the files of all ranks, and in those that this rank writes (which a save
+// beside training copies to host memory).
+int64_t training_state_bytes(const TrainingState *state);
+int64_t training_state_bytes_here(const TrainingState *state);
+
 // Sets weights and optimizer buffers to zero, padding included.
 void training_state_zero(const TrainingState *state);

@@ -15,7 +15,9 @@ struct Device {
     char name[256];   // "NVIDIA H200", "AMD EPYC, 2 threads"
     const Ops *ops;
     Stream *stream;
-    int alignment;     // the rows of matrices and head_dim must be multiples of this, in elements
+    int alignment;    // the rows of matrices and head_dim must be multiples of this, in elements
+    int host_sharers; // processes of this host, which have equal shares of its memory; 1 if not set otherwise
+    bool on_host;     // the device's memory is the host's
     double peak_flops; // dense FLOP/s of its matrix units in the storage type, by its datasheet; 0: not known
 
     // Whether the operations support this shape; if not, the reason is one line for the user. Limits of
@@ -33,7 +35,7 @@ struct Device {
     void (*zero)(Device *device, void *memory, size_t bytes);
     // Waits for everything queued; fails with a message if any of it failed.
     void (*synchronize)(Device *device);
-    // The device's free memory now, and its total memory.
+    // The device's free memory now, and its total memory; of the host's, this process's share.
     void (*memory)(Device *device, size_t *free_bytes, size_t *total_bytes);
     // Connects the devices of all processes, which call this together. Called by collectives_create if there
     // is more than one.

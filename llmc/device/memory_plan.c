@@ -1,5 +1,7 @@
 #include "device/memory_plan.h"
 
+#include "base/host_memory.h"
+
 #include <stdarg.h>
 #include <stdlib.h>
 
@@ -12,13 +14,17 @@ struct MemoryPlan {
     Device *device;
     PlannedBuffer *buffers;
     int count, capacity;
-    size_t bytes; // of the arena
-    char *arena;  // NULL until it is allocated
+    size_t bytes;                                    // of the arena
+    size_t copy_bytes;                               // of host memory; 0: no copy is made
+    size_t free_bytes, total_bytes, host_free_bytes; // when the plan was begun
+    char *arena;                                     // NULL until it is allocated
 };
 
 MemoryPlan *memory_plan_create(Device *device) {
     MemoryPlan *plan = host_allocate(1, sizeof(MemoryPlan), "the memory plan");
     plan->device = device;
+    device->memory(device, &plan->free_bytes, &plan->total_bytes);
+    plan->host_free_bytes = host_memory("").free_bytes / (size_t)device->host_sharers;
     return plan;
 }
 
@@ -46,27 +52,42 @@ size_t memory_plan_add(MemoryPlan *plan, size_t bytes, const char *name, ...) {
     return offset;
 }
 
+void memory_plan_add_copy(MemoryPlan *plan, size_t bytes) {
+    plan->copy_bytes += bytes;
+}
+
 size_t memory_plan_bytes(const MemoryPlan *plan) {
     return plan->bytes;
 }
 
 bool memory_plan_fits(const MemoryPlan *plan) {
-    size_t free_bytes, total_bytes;
-    plan->device->memory(plan->device, &free_bytes, &total_bytes);
-    return plan->bytes + total_bytes / 100 <= free_bytes;
+    return plan->bytes + plan->total_bytes / 100 <= plan->free_bytes;
+}
+
+// What the host has left beside the arena.
+static size_t host_left(const MemoryPlan *plan) {
+    const size_t taken = plan->device->on_host ? plan->bytes : 0;
+    return plan->host_free_bytes - min_size(plan->host_free_bytes, taken);
+}
+
+bool memory_plan_copy_fits(const MemoryPlan *plan) {
+    return plan->copy_bytes <= host_left(plan);
 }
 
 static void print_plan(FILE *file, const MemoryPlan *plan) {
     char size[32], available[32];
-    size_t free_bytes, total_bytes;
-    plan->device->memory(plan->device, &free_bytes, &total_bytes);
     fprintf(file, "memory plan\n");
     for (int i = 0; i < plan->count; i++)
         fprintf(file, "  %-46s %12s\n", plan->buffers[i].name,
                 format_bytes(size, (double)plan->buffers[i].bytes));
     fprintf(file, "  %-46s %12s of %s free on %s: %s\n", "total", format_bytes(size, (double)plan->bytes),
-            format_bytes(available, (double)free_bytes), plan->device->name,
+            format_bytes(available, (double)plan->free_bytes), plan->device->name,
             memory_plan_fits(plan) ? "fits" : "does not fit");
+    if (plan->copy_bytes > 0)
+        fprintf(file, "  %-46s %12s of %s left on the host: %s\n", "copy of a checkpoint while it is saved",
+                format_bytes(size, (double)plan->copy_bytes),
+                format_bytes(available, (double)host_left(plan)),
+                memory_plan_copy_fits(plan) ? "fits" : "does not fit; training waits for the disk instead");
 }
 
 void memory_plan_print(const MemoryPlan *plan) {
@@ -76,16 +97,17 @@ void memory_plan_print(const MemoryPlan *plan) {
 // The first buffer that does not fit the free memory; the last one if the sizes fit (the device may still
 // have refused so large an arena).
 static const PlannedBuffer *first_without_room(const MemoryPlan *plan) {
-    size_t free_bytes, total_bytes, end = 0;
-    plan->device->memory(plan->device, &free_bytes, &total_bytes);
+    size_t end = 0;
     int i = 0;
-    while (i + 1 < plan->count && (end += plan->buffers[i].bytes) <= free_bytes) i++;
+    while (i + 1 < plan->count && (end += plan->buffers[i].bytes) <= plan->free_bytes) i++;
     return &plan->buffers[i];
 }
 
 void memory_plan_allocate(MemoryPlan *plan) {
     if (plan->bytes == 0) return;
-    plan->arena = (char *)plan->device->allocate(plan->device, plan->bytes);
+    // Compared with what was free before any process of this host allocated: now others may have their share.
+    if (plan->bytes <= plan->free_bytes)
+        plan->arena = (char *)plan->device->allocate(plan->device, plan->bytes);
     if (plan->arena) return;
     const PlannedBuffer *buffer = first_without_room(plan);
     char size[32];

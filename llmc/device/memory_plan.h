@@ -6,6 +6,7 @@
 
 typedef struct MemoryPlan MemoryPlan;
 
+// The plan counts on the memory that is free on the device now.
 MemoryPlan *memory_plan_create(Device *device);
 
 // Frees the plan, and the arena if it is allocated.
@@ -24,11 +25,18 @@ static inline size_t aligned(size_t bytes) {
 size_t memory_plan_add(MemoryPlan *plan, size_t bytes, const char *name, ...)
     __attribute__((format(printf, 3, 4)));
 
+// Plans so many bytes of host memory for the copy of what a save writes, beside the arena. They are printed and
+// compared with what the host has left, but not part of the arena: a save without room does without the copy.
+void memory_plan_add_copy(MemoryPlan *plan, size_t bytes);
+
 // Bytes of the arena.
 size_t memory_plan_bytes(const MemoryPlan *plan);
 
 // Whether the arena fits the device's free memory and leaves 1% of its total memory for libraries.
 bool memory_plan_fits(const MemoryPlan *plan);
+
+// Whether the copy fits what is left of the host's free memory beside the arena.
+bool memory_plan_copy_fits(const MemoryPlan *plan);
 
 void memory_plan_print(const MemoryPlan *plan);
 

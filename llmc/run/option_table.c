@@ -3,7 +3,7 @@
 #include "model/scorer.h"
 
 static const char *const val_selection_names[] = {"same", "off", "both", NULL};
-static const char *const save_error_names[] = {"continue", "stop", NULL};
+static const char *const save_error_names[] = {"first", "continue", "stop", NULL};
 static const char *const device_names[] = {"auto", "cuda", "cpu", NULL};
 const char *const dtype_names[] = {"auto", "bfloat16", "float32", "float64", NULL};
 
@@ -128,9 +128,9 @@ const Option option_table[] = {
      .help = "checkpoints of these steps are never deleted; 0: none"},
     {.name = "async-save", ON_OFF(async_save, "on"), .unit = "on|off",
      .help = "write checkpoints while training goes on; off: it waits"},
-    {.name = "on-save-error", CHOICE(on_save_error, "continue", save_error_names), .unit = "KIND",
-     .help = "what a checkpoint that cannot be written does to the run (the last one ends it with an error "
-             "anyway)"},
+    {.name = "on-save-error", CHOICE(on_save_error, "first", save_error_names), .unit = "KIND",
+     .help = "which checkpoints that cannot be written stop the run: the first since its start, none (it goes on), or "
+             "any; the last one of a run ends it with an error anyway"},
     {.name = "verify-checkpoint", TEXT(verify_checkpoint, ""), .keeping = UNRECORDED, .unit = "DIR",
      .help = "check every file of this checkpoint, say whether it is good, and exit"},
     {.name = "time-limit", REAL(time_limit, "0", 0, 1e9), .keeping = UNRECORDED, .unit = "MINUTES",

@@ -10,7 +10,8 @@
 typedef enum { VALIDATE_SAME, VALIDATE_OFF, VALIDATE_BOTH } ValSelection;
 
 // What a checkpoint that cannot be written does to the run.
-typedef enum { SAVE_ERROR_CONTINUE, SAVE_ERROR_STOP } OnSaveError;
+// SAVE_ERROR_FIRST: ends it if none has been written since the program's start.
+typedef enum { SAVE_ERROR_FIRST, SAVE_ERROR_CONTINUE, SAVE_ERROR_STOP } OnSaveError;
 
 typedef enum { DEVICE_AUTO, DEVICE_CUDA, DEVICE_CPU } DeviceChoice;
 

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 
 Saves saves_create(const Communicator *communicator, const Options *options) {
-    const Saves saves = {saver_create(communicator, options->async_save), communicator, options};
+    const Saves saves = {.saver = saver_create(communicator, options->async_save),
+                         .communicator = communicator,
+                         .options = options};
     return saves;
 }
 
@@ -14,14 +16,34 @@ void saves_destroy(Saves *saves) {
     saver_destroy(saves->saver);
 }
 
+// Whether a save that failed ends the run.
+static bool failure_ends(const Saves *saves, bool last) {
+    const OnSaveError on_error = saves->options->on_save_error;
+    return last || on_error == SAVE_ERROR_STOP || (on_error == SAVE_ERROR_FIRST && !saves->any);
+}
+
+static void print_complete(const Saves *saves) {
+    char size[32];
+    const Path path = step_path(saves->options->out, saves->step, STEP_WHOLE);
+    printf("checkpoint of step %ld: complete in %s, %s; training waited %.2f s for it\n", (long)saves->step,
+           path.text, format_bytes(size, (double)saves->bytes), saves->waited);
+    fflush(stdout);
+}
+
 static void settle(Saves *saves, SaveOutcome outcome, bool last) {
-    const bool ends = outcome == SAVE_FAILED && (last || saves->options->on_save_error == SAVE_ERROR_STOP);
+    if (outcome == SAVE_NONE) return;
+    const bool failed = outcome == SAVE_FAILED, ends = failed && failure_ends(saves, last);
     const bool first = saves->communicator->rank == 0;
     const char *message = saver_message(saves->saver);
-    if (outcome == SAVE_NONE || !message[0]) return;
-    if (ends && first) fatal("%s", message);
+    if (!failed) saves->any = true;
+    if (!failed && first) print_complete(saves);
+    if (ends && first)
+        fatal("%s%s", message,
+              last || saves->any
+                  ? ""
+                  : "; a run whose first checkpoint fails ends, unless --on-save-error continue");
     if (ends) communicator_barrier(saves->communicator, "the end after a checkpoint that failed");
-    if (first) warning("%s%s", message, outcome == SAVE_FAILED ? "; training goes on without it" : "");
+    if (message[0] && first) warning("%s%s", message, failed ? "; training goes on without it" : "");
 }
 
 void saves_finish(Saves *saves, bool last) {
@@ -44,8 +66,9 @@ void saves_begin(Saves *saves, const Trainer *trainer) {
     saver_begin(saves->saver, &state, &request);
     cJSON_Delete(record);
     cJSON_Delete(guard);
-    printf("checkpoint of step %ld: training waited %.2f s for it\n", (long)trainer->progress.step,
-           seconds_now() - start);
+    saves->step = trainer->progress.step;
+    saves->bytes = training_state_bytes(&state);
+    saves->waited = seconds_now() - start;
 }
 
 // The message that each rank sends to all ranks after a step.

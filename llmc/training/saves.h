@@ -8,6 +8,10 @@ typedef struct {
     Saver *saver;
     const Communicator *communicator;
     const Options *options;
+    bool any;      // a checkpoint has been written
+    int64_t step;  // of the last one begun, and:
+    int64_t bytes; // its size, without the few KiB of texts
+    double waited; // seconds for which training waited for it
 } Saves;
 
 // The communicator and the options must outlive it.
@@ -16,12 +20,12 @@ void saves_destroy(Saves *saves);
 
 // All ranks call the following functions together.
 
-// Begins to save the trainer's state in --out; waits first for a save under way. Prints how long training
-// waited.
+// Begins to save the trainer's state in --out; waits first for a save under way. When the checkpoint is complete on
+// the disk, one of the functions below prints a line.
 void saves_begin(Saves *saves, const Trainer *trainer);
 
 // Waits for the end of a save under way, if there is one. If it failed, ends the process if --on-save-error
-// is `stop` or if no later save can make up for it (`last`); else warns.
+// says so or if no later save can make up for it (`last`); else warns.
 void saves_finish(Saves *saves, bool last);
 
 // After each step: advances the save under way, and returns the request to stop of the lowest rank that has

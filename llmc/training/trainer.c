@@ -57,11 +57,6 @@ void trainer_free(Trainer *trainer) {
 
 // --- a step ---------------------------------------------------------------------------------------------
 
-// Whatever its sign, NaN is "nan".
-static double plain_nan(double value) {
-    return isnan(value) ? NAN : value;
-}
-
 // What a rank saw of a step, before its gradients were summed with the others'.
 typedef struct {
     double loss, grad_norm; // the loss summed over its tokens
@@ -185,10 +180,9 @@ void trainer_validate(Trainer *trainer, const Options *o, const Dataset *validat
     // Of a dense step too, the loss as trained is that of a usual step in its place.
     const StepAttention usual = training_step_attention(t, step - 1, true), dense = {0};
     const bool selects = step_dense_layers(&usual, t->schedule.layers) < t->schedule.layers;
-    report->validation_loss = report->validation_dense = NAN;
     if (validation->samples == 0 || (step != o->steps && step % o->val_every != 0)) return;
-    if (!selects || o->val_selection != VALIDATE_OFF)
-        report->validation_loss = validation_loss(trainer, o, validation, usual);
-    if (selects && o->val_selection != VALIDATE_SAME)
-        report->validation_dense = validation_loss(trainer, o, validation, dense);
+    report->validated = !selects || o->val_selection != VALIDATE_OFF;
+    report->validated_dense = selects && o->val_selection != VALIDATE_SAME;
+    if (report->validated) report->validation_loss = validation_loss(trainer, o, validation, usual);
+    if (report->validated_dense) report->validation_dense = validation_loss(trainer, o, validation, dense);
 }

@@ -31,6 +31,6 @@ NORETURN void trainer_stop(const Trainer *trainer, const Options *options, const
 // Fills how many steps of each type are left, and their work.
 void trainer_look_ahead(const Trainer *trainer, const Options *options, StepReport *report);
 
-// Fills the validation losses of a step that has them, as --val-selection wants them; else they are NAN.
+// Fills the validation losses of a step that has them, as --val-selection wants them.
 void trainer_validate(Trainer *trainer, const Options *options, const Dataset *validation,
                       StepReport *report);

@@ -1,5 +1,6 @@
 #include "training/training.h"
 
+#include "base/host_memory.h"
 #include "base/names.h"
 #include "run/options_check.h"
 
@@ -44,6 +45,7 @@ Device *training_open_device(Options *options, const Communicator *communicator)
         fatal("--dtype %s: a CUDA device trains in %s", dtype_names[options->dtype], dtype);
     options->dtype = (DtypeChoice)name_index(dtype_names, dtype);
     check_shape(device, options);
+    device->host_sharers = (int)max_i64(communicator->local_size, 1);
     return device;
 }
 
@@ -120,10 +122,13 @@ Training training_plan(Collectives *collectives, const Options *options) {
     const bool automatic = options->recompute == RECOMPUTE_AUTO;
     const RecomputeLevel level = automatic ? RECOMPUTE_NONE : options->recompute;
     Training training = plan_at_levels(collectives, options, level, level);
-    // All ranks take the same: what one runs again in its backward may need the others.
-    while (automatic && !communicator_all(collectives->communicator, memory_plan_fits(training.memory),
-                                          "choosing what to recompute"))
-        if (!recompute_more(&training, options)) break;
+    // All ranks take the same: what one runs again in its backward may need the others. And none goes on to
+    // allocate before all have seen what is free.
+    while (!communicator_all(collectives->communicator, memory_plan_fits(training.memory),
+                             "choosing what to recompute"))
+        if (!automatic || !recompute_more(&training, options)) break;
+    const TrainingState state = training_state(&training);
+    if (options->async_save) memory_plan_add_copy(training.memory, (size_t)training_state_bytes_here(&state));
     return training;
 }
 
@@ -146,6 +151,10 @@ void training_allocate(Training *t) {
     decoder_start(t->decoder);
     t->inputs = host_allocate(rows, sizeof(int32_t), "a batch");
     t->targets = host_allocate(rows, sizeof(int32_t), "a batch");
+}
+
+size_t training_memory(const Training *t) {
+    return t->device->on_host ? process_memory("") : memory_plan_bytes(t->memory);
 }
 
 void training_free(Training *t) {

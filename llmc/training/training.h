@@ -39,6 +39,10 @@ void training_print_levels(Collectives *collectives, const Options *options);
 // Allocates what was planned. Weights and moments are for others to fill.
 void training_allocate(Training *training);
 
+// Bytes of the device's memory that this process uses: on the CPU all that it has; on a GPU what was planned (what
+// libraries take there is not counted).
+size_t training_memory(const Training *training);
+
 void training_free(Training *training);
 
 // The attention of a step, counted from 0: as it is trained, or (as_usual) as it would be if it were not a dense

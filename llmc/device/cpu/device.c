@@ -1,6 +1,7 @@
 // The CPU as a device: host memory, and operations that run at once in the calling thread's OpenMP team.
 #include "device/device.h"
 
+#include "base/host_memory.h"
 #include "device/cpu/collectives.h"
 #include "device/cpu/stream.h"
 
@@ -33,14 +34,9 @@ static bool read_proc(const char *path, const char *key, char *value, size_t siz
 }
 
 static void cpu_memory(Device *device, size_t *free_bytes, size_t *total_bytes) {
-    (void)device;
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    char available[64];
-    *total_bytes = (size_t)sysconf(_SC_PHYS_PAGES) * page;
-    // MemAvailable counts memory in page caches as free, which sysconf does not.
-    *free_bytes = read_proc("/proc/meminfo", "MemAvailable", available, sizeof(available))
-                      ? (size_t)strtoull(available, NULL, 10) * 1024
-                      : (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
+    const HostMemory memory = host_memory("");
+    *free_bytes = memory.free_bytes / (size_t)device->host_sharers;
+    *total_bytes = memory.total_bytes / (size_t)device->host_sharers;
 }
 
 static bool cpu_supports(const Device *device, const DecoderShape *shape, Reason *reason) {
@@ -51,10 +47,8 @@ static bool cpu_supports(const Device *device, const DecoderShape *shape, Reason
 }
 
 static void *cpu_allocate(Device *device, size_t bytes) {
-    size_t free_bytes, total_bytes;
-    cpu_memory(device, &free_bytes, &total_bytes);
     void *memory;
-    if (bytes > free_bytes || posix_memalign(&memory, 256, bytes) != 0) return NULL;
+    if (bytes > host_memory("").free_bytes || posix_memalign(&memory, 256, bytes) != 0) return NULL;
     // Linux provides memory when it is first touched. Touching it now makes the reported free memory right.
     const int64_t page = sysconf(_SC_PAGESIZE);
 #pragma omp parallel for schedule(static) num_threads(device->stream->threads)
@@ -108,6 +102,8 @@ Device *cpu_device_create(StorageType storage) {
     self->ops = ops_of(storage);
     Device *device = &self->device;
     *device = (Device){.kind = "cpu",
+                       .host_sharers = 1,
+                       .on_host = true,
                        .ops = &self->ops,
                        .stream = stream,
                        .alignment = 1,

@@ -229,6 +229,7 @@ Device *cuda_device_create(int index) {
     device->stream = &self->stream;
     device->peak_flops = peak_flops(properties.name);
     device->alignment = WIDTH;
+    device->host_sharers = 1;
     device->supports = cuda_supports;
     device->allocate = cuda_allocate;
     device->release = cuda_release;
