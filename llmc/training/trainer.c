@@ -1,6 +1,7 @@
 #include "training/trainer.h"
 
 #include "run/options_check.h"
+#include "run/preemption.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -164,14 +165,18 @@ GuardVerdict trainer_step(Trainer *trainer, const Options *o, StepReport *report
 
 // --- validation -----------------------------------------------------------------------------------------
 
-// The mean loss per token over the same first samples every time, which the data-parallel groups divide.
+// The mean loss per token over the same first samples every time, which the data-parallel groups divide. NAN if a
+// request to stop breaks it off.
 static double validation_loss(Trainer *trainer, const Options *o, const Dataset *validation,
                               StepAttention attention) {
     Training *t = &trainer->training;
     const Batches batches = batches_create(validation, o, communicator_of(trainer));
     const int64_t count = min_i64(o->val_batches, divide_up(validation->samples, o->batch_size));
     double loss = 0;
-    for (int64_t batch = batches.data_group.rank; batch < count; batch += batches.data_group.size) {
+    for (int64_t first = 0; first < count; first += batches.data_group.size) {
+        if (preemption_agree(communicator_of(trainer), "the ranks' agreement in a validation")) return NAN;
+        const int64_t batch = first + batches.data_group.rank;
+        if (batch >= count) continue;
         batches_read_in_order(&batches, batch * o->batch_size, t->inputs, t->targets);
         loss += decoder_evaluate(t->decoder, &attention, t->inputs, t->targets);
     }
