@@ -80,24 +80,33 @@ static void report_step(const Trainer *trainer, const Options *o, Logger *logger
         logger_step(logger, report, report->step % o->log_every == 0 || report->step == o->steps);
 }
 
+// A step within its deadline, and how long it took.
+static GuardVerdict timed_step(Trainer *trainer, const Options *o, StepReport *report) {
+    const double start = seconds_now();
+    watchdog_step_begins(trainer->progress.step + 1);
+    const GuardVerdict verdict = trainer_step(trainer, o, report);
+    watchdog_step_ends();
+    report->seconds = seconds_now() - start;
+    return verdict;
+}
+
 // Until the last step, or (the result) a request to stop.
 static int train(Trainer *trainer, const Options *o, const Dataset *validation, Logger *logger,
                  Saves *saves) {
     const Progress *progress = &trainer->progress;
+    const int64_t first = progress->step;
+    int request = preemption_begin(saves->communicator);
     if (progress->step > 0 && progress->step >= o->steps && saves->communicator->rank == 0)
         warning("nothing to do: the checkpoint has step %ld, and --steps is %ld", (long)progress->step,
                 (long)o->steps);
     // A run that has nothing to do still leaves its checkpoint: with --steps 0, that of the initial weights.
-    if (progress->step == 0 && o->steps == 0) saves_begin(saves, trainer);
-    int request = 0;
+    if (request == 0 && progress->step == 0 && o->steps == 0) saves_begin(saves, trainer);
     while (progress->step < o->steps && request == 0) {
         StepReport report = {0};
-        const double start = seconds_now();
-        if (trainer_step(trainer, o, &report) == GUARD_STOP) {
+        if (timed_step(trainer, o, &report) == GUARD_STOP) {
             saves_finish(saves, false);
             trainer_stop(trainer, o, &report);
         }
-        report.seconds = seconds_now() - start;
         trainer_validate(trainer, o, validation, &report);
         report_step(trainer, o, logger, &report);
         const bool last = progress->step == o->steps;
@@ -106,7 +115,9 @@ static int train(Trainer *trainer, const Options *o, const Dataset *validation, 
             saves_begin(saves, trainer);
     }
     saves_finish(saves, true);
-    if (request != 0)
+    if (request != 0 && progress->step == first)
+        printf("stopped by %s before the first step\n", preemption_name(request));
+    else if (request != 0)
         printf("stopped by %s after step %ld of %ld; go on with --resume latest\n", preemption_name(request),
                (long)progress->step, (long)o->steps);
     else if (progress->step > 0)
@@ -133,11 +144,11 @@ static int build_and_train(const Training *training, const Options *o, const Dat
 
 // Reads the data, plans, and unless only the plan was asked for trains.
 static int run(Options *o, const Communicator *communicator, const Checkpoint *checkpoint) {
-    preemption_watch(o->time_limit);
+    preemption_limit(o->time_limit);
     Device *device = training_open_device(o, communicator);
     Data data = open_data(o, communicator);
     // Started only now: checking the data may take longer than the timeout.
-    if (communicator->size > 1) watchdog_start(o->collective_timeout);
+    if (communicator->size > 1 || o->step_timeout > 0) watchdog_start(o->collective_timeout, o->step_timeout);
     Collectives *collectives = collectives_create(device, communicator);
     watchdog_look(collectives->look, collectives);
     Training training = training_plan(collectives, o);
@@ -157,6 +168,7 @@ static int run(Options *o, const Communicator *communicator, const Checkpoint *c
 }
 
 int main(int argc, char **argv) {
+    preemption_listen();
     Communicator communicator = communicator_create(&argc, &argv);
     options_help(argc, argv);
     Checkpoint checkpoint = {0};

@@ -125,13 +125,14 @@ void checkpoint_load(const Checkpoint *checkpoint, const TrainingState *state) {
     SafetensorsFile model;
     OptimizerFiles optimizer;
     Reason reason;
-    // Rank 0 checks the files first, while the others wait: if they do not fit this model it alone says so.
-    if (state->communicator->rank > 0) communicator_barrier(state->communicator, "loading a checkpoint");
+    // Rank 0 checks the files first, while the others wait, however long: if they do not fit this model it alone
+    // says so.
+    if (state->communicator->rank > 0) communicator_barrier(state->communicator, NULL);
     if (!model_file_open(&model, checkpoint->path, table, storage, &reason) ||
         !optimizer_files_open(&optimizer, checkpoint->path, checkpoint->optimizer_files, &state->optimizer,
                               accumulator_type(storage), table->flat_elements, &reason))
         fatal("--resume: %s", reason.text);
-    if (state->communicator->rank == 0) communicator_barrier(state->communicator, "loading a checkpoint");
+    if (state->communicator->rank == 0) communicator_barrier(state->communicator, NULL);
     // The padding that makes buckets divisible by the ranks is in no file: it must be zero.
     training_state_zero(state);
     if (!model_file_load(&model, state, &reason) || !optimizer_files_load(&optimizer, state, &reason))

@@ -211,13 +211,15 @@ static void list_files(RankFiles *files, const TrainingState *state, const SaveR
                             trainer_file_create(&request->progress, request->options, request->guard));
 }
 
-// Copies the files' device memory to host memory. False on all ranks if one of them has too little.
+// Copies the files' device memory to host memory. False on all ranks if one of them has too little. Ranks wait for
+// each other without a deadline: where memory is short this takes long.
 static bool copy_files(Saver *saver) {
     const Communicator *communicator = saver->communicator;
     const bool here =
         snapshot_reserve(&saver->snapshot, &saver->files, (int)max_i64(communicator->local_size, 1));
-    if (!communicator_all(communicator, here, "beginning a checkpoint")) return false;
+    if (!communicator_all(communicator, here, NULL)) return false;
     snapshot_take(&saver->snapshot, &saver->files, saver->device);
+    communicator_barrier(communicator, NULL);
     return true;
 }
 
@@ -254,9 +256,8 @@ static void end_save(Saver *saver, SaveOutcome outcome) {
 SaveOutcome saver_poll(Saver *saver) {
     int *states = host_allocate((size_t)saver->communicator->size, sizeof(int), "states of all ranks");
     const int mine = saver_local_state(saver);
-    // Without a copy a rank writes all its files before it comes here, which may take long: no deadline then.
-    communicator_gather(saver->communicator, states, &mine, sizeof(mine),
-                        saver->files.copied ? "saving a checkpoint" : NULL);
+    // No deadline: without a copy a rank writes all its files before it comes here, and a disk may take long.
+    communicator_gather(saver->communicator, states, &mine, sizeof(mine), NULL);
     const SaveOutcome outcome = saver_advance(saver, states);
     free(states);
     return outcome;

@@ -140,7 +140,7 @@ void communicator_barrier(const Communicator *communicator, const char *what) {
 
 void communicator_sum(const Communicator *communicator, double *values, int count, const char *what) {
     const size_t size = (size_t)communicator->size, bytes = (size_t)count * sizeof(double);
-    double *all = host_allocate(size, bytes, what);
+    double *all = host_allocate(size, bytes, "the values of all ranks");
     communicator_gather(communicator, all, values, bytes, what);
     memset(values, 0, bytes);
     for (size_t rank = 0; rank < size; rank++)
@@ -149,7 +149,7 @@ void communicator_sum(const Communicator *communicator, double *values, int coun
 }
 
 bool communicator_all(const Communicator *communicator, bool holds, const char *what) {
-    bool *all = host_allocate((size_t)communicator->size, sizeof(bool), what);
+    bool *all = host_allocate((size_t)communicator->size, sizeof(bool), "the answers of all ranks");
     communicator_gather(communicator, all, &holds, sizeof(holds), what);
     bool everywhere = true;
     for (int rank = 0; rank < communicator->size; rank++) everywhere &= all[rank];

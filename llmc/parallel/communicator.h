@@ -36,6 +36,7 @@ void communicator_destroy(Communicator *communicator);
 
 // --- between hosts: all processes call these together, in the same order ---------------------------------
 // `what` (kept by address) names the purpose: the watchdog prints it if the call hangs (parallel/watchdog.h).
+// NULL: the call may take as long as it likes.
 
 // Returns when all processes have called it.
 void communicator_barrier(const Communicator *communicator, const char *what);

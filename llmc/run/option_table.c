@@ -135,6 +135,9 @@ const Option option_table[] = {
      .help = "check every file of this checkpoint, say whether it is good, and exit"},
     {.name = "time-limit", REAL(time_limit, "0", 0, 1e9), .keeping = UNRECORDED, .unit = "MINUTES",
      .help = "after which the run saves and ends as if it had been sent SIGTERM (exit code 75); 0: none"},
+    {.name = "step-timeout", INTEGER(step_timeout, "0", 0, 1e6), .absent = "0", .unit = "SECONDS",
+     .help = "a step that takes longer ends the run with exit code 1 (a GPU that hangs); the first one, in which "
+             "kernels are chosen, counts too; 0: none"},
     {.name = "val-every", INTEGER(val_every, "100", 0, UNLIMITED), .unit = "STEPS",
      .help = "between validations; 0: never"},
     {.name = "val-batches", INTEGER(val_batches, "8", 1, UNLIMITED), .unit = "N",
@@ -161,7 +164,7 @@ const Option option_table[] = {
     {.name = "zero", INTEGER(zero, "0", 0, 1), .unit = "STAGE",
      .help = "1: each process keeps the optimizer's state of its part of the weights only"},
     {.name = "collective-timeout", INTEGER(collective_timeout, "600", 0, 1e6), .unit = "SECONDS",
-     .help = "a process that waits longer for others ends the run; 0: never"},
+     .help = "a process that waits longer for others in training ends the run; 0: never"},
 };
 // clang-format on
 

@@ -57,7 +57,7 @@ typedef struct {
     RecomputeLevel recompute; // or RECOMPUTE_AUTO
     bool plan, deterministic;
     // parallel
-    int64_t cp, zero, collective_timeout;
+    int64_t cp, zero, collective_timeout, step_timeout;
 } Options;
 
 // What an option's field in Options is. OPTION_CHOICE: an enumeration, an int.

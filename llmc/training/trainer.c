@@ -1,6 +1,7 @@
 #include "training/trainer.h"
 
 #include "run/options_check.h"
+#include "run/preemption.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -159,19 +160,24 @@ GuardVerdict trainer_step(Trainer *trainer, const Options *o, StepReport *report
 
 // --- validation -----------------------------------------------------------------------------------------
 
-// The mean loss per token over the same first samples every time, which the data-parallel groups divide.
-static double validation_loss(Trainer *trainer, const Options *o, const Dataset *validation,
-                              StepAttention attention) {
+// The mean loss per token over the same first samples every time, which the data-parallel groups divide. False if a
+// request to stop broke it off.
+static bool validate(Trainer *trainer, const Options *o, const Dataset *validation, StepAttention attention,
+                     double *mean) {
     Training *t = &trainer->training;
     const Batches batches = batches_create(validation, o, communicator_of(trainer));
     const int64_t count = min_i64(o->val_batches, divide_up(validation->samples, o->batch_size));
     double loss = 0;
-    for (int64_t batch = batches.data_group.rank; batch < count; batch += batches.data_group.size) {
+    for (int64_t first = 0; first < count; first += batches.data_group.size) {
+        if (preemption_agree(communicator_of(trainer), "the ranks' agreement in a validation")) return false;
+        const int64_t batch = first + batches.data_group.rank;
+        if (batch >= count) continue;
         batches_read_in_order(&batches, batch * o->batch_size, t->inputs, t->targets);
         loss += decoder_evaluate(t->decoder, &attention, t->inputs, t->targets);
     }
     communicator_sum(communicator_of(trainer), &loss, 1, "the validation loss");
-    return loss / ((double)(count * o->batch_size) * (double)o->seq_len);
+    *mean = loss / ((double)(count * o->batch_size) * (double)o->seq_len);
+    return true;
 }
 
 void trainer_validate(Trainer *trainer, const Options *o, const Dataset *validation, StepReport *report) {
@@ -181,8 +187,9 @@ void trainer_validate(Trainer *trainer, const Options *o, const Dataset *validat
     const StepAttention usual = training_step_attention(t, step - 1, true), dense = {0};
     const bool selects = step_dense_layers(&usual, t->schedule.layers) < t->schedule.layers;
     if (validation->samples == 0 || (step != o->steps && step % o->val_every != 0)) return;
-    report->validated = !selects || o->val_selection != VALIDATE_OFF;
-    report->validated_dense = selects && o->val_selection != VALIDATE_SAME;
-    if (report->validated) report->validation_loss = validation_loss(trainer, o, validation, usual);
-    if (report->validated_dense) report->validation_dense = validation_loss(trainer, o, validation, dense);
+    const bool as_trained = !selects || o->val_selection != VALIDATE_OFF;
+    const bool also_dense = selects && o->val_selection != VALIDATE_SAME;
+    report->validated = as_trained && validate(trainer, o, validation, usual, &report->validation_loss);
+    report->validated_dense =
+        also_dense && validate(trainer, o, validation, dense, &report->validation_dense);
 }

@@ -31,6 +31,7 @@ NORETURN void trainer_stop(const Trainer *trainer, const Options *options, const
 // Fills how many steps of each type are left, and their work.
 void trainer_look_ahead(const Trainer *trainer, const Options *options, StepReport *report);
 
-// Fills the validation losses of a step that has them, as --val-selection wants them.
+// Fills the validation losses of a step that has them, as --val-selection wants them. It has none if a request to stop, of
+// any rank, comes before the end of the validation, which is then broken off.
 void trainer_validate(Trainer *trainer, const Options *options, const Dataset *validation,
                       StepReport *report);
