@@ -41,45 +41,107 @@ newest_step() {
 
 # --- signals ----------------------------------------------------------------------------------------------------------
 
-# Runs a command in a session of its own, so that signals reach only this script, and passes each SIGTERM, SIGINT, SIGHUP
-# and SIGUSR1 on to it as SIGUSR1: mpirun forwards SIGUSR1 to its processes (at the others it would kill them), and
-# train_lighthouse then saves a checkpoint and ends with exit code 75. Returns the command's exit code; `stop_signal` is
-# the name of the last signal, or empty.
-run_stoppable() {
-    local status child='' again
-    stop_signal=''
-    # shellcheck disable=SC2317 # the traps call it
-    pass_on() {
-        stop_signal=$1
-        again=yes
-        if [ -n "$child" ]; then kill -USR1 "$child" 2> /dev/null || true; fi
-    }
-    for signal in TERM INT HUP USR1; do
-        # shellcheck disable=SC2064 # this signal's name
-        trap "pass_on SIG$signal" "$signal"
+# What asks a script to stop; train_lighthouse hears the same. (IO is POLL. XFSZ is not among them: a script cannot tell a
+# request from its own write to a log that may not grow, which like one to a reader that is gone ends nothing.)
+stop_signals=(HUP INT TERM USR1 USR2 XCPU ALRM VTALRM PROF IO PWR)
+stop_signal='' # the name of the last of them that came, or empty
+child=''       # the command that run_stoppable runs
+
+# From here on these signals only set `stop_signal` and are passed on to the command that runs. A shell cannot hear what was
+# ignored or blocked when it was started, so with "$@", the script's arguments, the script then starts again, once, with
+# none of it; a hangup ignored at the start (nohup) stays ignored.
+hear_signals() {
+    local key mask held=0 signal reset
+    while read -r key mask; do
+        case $key in SigBlk: | SigIgn:) held=$((held | 16#$mask)) ;; esac
+    done < /proc/$$/status
+    reset=$(printf ',%s' "${stop_signals[@]:1}")
+    reset=${reset#,}
+    for signal in "${stop_signals[@]:1}"; do
+        if ((held >> ($(kill -l "$signal") - 1) & 1)) && [ "${HEARS_SIGNALS-}" != $$ ] &&
+            env --default-signal="$reset" true 2> /dev/null; then
+            HEARS_SIGNALS=$$ exec env --default-signal="$reset" "$BASH" "$0" "$@"
+        fi
     done
+    trap '' PIPE XFSZ
+    # shellcheck disable=SC2064 # this signal's name
+    for signal in "${stop_signals[@]}"; do trap "stop_signal=SIG$signal; pass_on" "$signal"; done
+}
+
+# Asks the command to stop, and the processes of an mpirun on this host themselves: that does not depend on mpirun, which
+# forwards SIGUSR1 only once all are started. Two requests to one process within five seconds are one.
+pass_on() {
+    local status name id parent
+    again=yes
+    [ -n "$child" ] || return 0
+    kill -USR1 "$child" 2> /dev/null || true
+    for status in /proc/[0-9]*/stat; do
+        # The name of a process is cut to 15 letters.
+        { read -r id name _ parent _ < "$status"; } 2> /dev/null || continue
+        if [[ $name == '(train_lighthous)' && $parent == "$child" ]]; then kill -USR1 "$id" 2> /dev/null || true; fi
+    done
+}
+
+# While the command starts, what it starts may not listen yet: asks again, for less than the five seconds.
+ask_again() {
+    local _
+    for _ in 1 2 3; do
+        sleep 1
+        pass_on
+    done
+}
+
+# Whether an exit code is that of a death by a request.
+died_of_request() {
+    local signal
+    for signal in "${stop_signals[@]}"; do
+        if [ "$1" -eq $((128 + $(kill -l "$signal"))) ]; then return 0; fi
+    done
+    return 1
+}
+
+# Runs a command in a session of its own, so that a terminal's signals reach only this script, and passes each request to
+# stop on to it as SIGUSR1: mpirun forwards that to its processes (at others it would kill them), and train_lighthouse then
+# saves a checkpoint and ends with exit code 75. Returns the command's exit code; 75 too where it did not listen yet and
+# died of the request (only later, when it insists, does one end a run that listens), or was not started at all.
+run_stoppable() {
+    local status again asked=$SECONDS asker=''
+    [ -z "$stop_signal" ] || return 75
     setsid "$@" < /dev/null &
     child=$!
-    if [ -n "$stop_signal" ]; then pass_on "$stop_signal"; fi
+    if [ -n "$stop_signal" ]; then pass_on; fi
     # A signal ends this wait but not the command, so wait again.
     while
         again=''
         status=0
         wait "$child" || status=$?
         [ -n "$again" ]
-    do :; done
-    trap - TERM INT HUP USR1
+    do
+        if [ -z "$asker" ]; then
+            asked=$SECONDS
+            ask_again > /dev/null 2>&1 &
+            asker=$!
+        fi
+    done
+    child=''
+    if [ -n "$asker" ]; then kill -KILL "$asker" 2> /dev/null || true; fi
+    if [ -n "$stop_signal" ] && [ $((SECONDS - asked)) -lt 5 ] && died_of_request "$status"; then status=75; fi
     return "$status"
 }
 
 # --- mpirun -----------------------------------------------------------------------------------------------------------
 
 # Sets `mpi` to mpirun with the options of every run: no binding (the default, one core per process, starves OpenMP), and
-# waiting processes yield their core.
+# waiting processes yield their core. What would make mpirun kill them is kept from it: they hear it themselves, or by
+# run_stoppable. It starts them with nothing blocked.
 prepare_mpirun() {
     need_trainer
     command -v mpirun > /dev/null || fail "mpirun was not found; scripts/setup.sh installs OpenMPI"
-    mpi=(mpirun --bind-to none --mca mpi_yield_when_idle 1)
+    mpi=()
+    if env --block-signal=TERM true 2> /dev/null; then
+        mpi=(env --block-signal="HUP,INT,TERM,USR2,XCPU,XFSZ,ALRM,VTALRM,PROF,IO,PWR,PIPE")
+    fi
+    mpi+=(mpirun --bind-to none --mca mpi_yield_when_idle 1)
     if [ "$(id -u)" -eq 0 ]; then mpi+=(--allow-run-as-root); fi
 }
 

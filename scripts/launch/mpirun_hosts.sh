@@ -7,8 +7,8 @@
 # --cp processes that share sequences are on one host if --cp divides its slots. The hosts are reached by ssh without a
 # password, and have this directory, the data and --out under the same paths (a shared filesystem), and the same OpenMPI.
 #
-# The options go to ./train_lighthouse. SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 have it save a checkpoint and end with
-# exit code 75; a second one ends it at once. Environment:
+# The options go to ./train_lighthouse. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 have it save a checkpoint and end with
+# exit code 75; one more than five seconds later ends it at once. Environment:
 #
 #   INTERFACE           the network interface that all hosts reach each other by, as eth0. Needed where hosts have others
 #                       too that lead nowhere (docker0, say): a run that hangs at its start is the sign. It sets
@@ -20,6 +20,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
+hear_signals "$@"
 
 example='a line for each host is expected, as "node1 slots=8"'
 [ $# -gt 0 ] || fail "HOSTFILE is needed; --help says more"

@@ -7,12 +7,13 @@
 #   LAUNCHER=scripts/launch/mpirun_one_node.sh scripts/recipes/530m_98k_two_stage.sh
 #   scripts/launch/mpirun_one_node.sh -n 2 --device cpu --cp 2 …        without a GPU
 #
-# The options go to ./train_lighthouse. SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 have it save a checkpoint and end with
-# exit code 75; a second one ends it at once. Environment: CUDA_VISIBLE_DEVICES, the GPUs to take (all), and
+# The options go to ./train_lighthouse. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 have it save a checkpoint and end with
+# exit code 75; one more than five seconds later ends it at once. Environment: CUDA_VISIBLE_DEVICES, the GPUs to take (all), and
 # OMP_NUM_THREADS (the cores divided by the processes).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
+hear_signals "$@"
 
 processes=
 if [[ ${1-} == -n ]]; then

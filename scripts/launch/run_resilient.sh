@@ -11,11 +11,14 @@
 # checkpoint. Exit code 75, of a run that was asked to stop, is no failure. Between tries it waits SECONDS (10), after each
 # further failure without progress twice as long, up to 10 minutes. A line for each event goes to standard error.
 #
-# SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 are passed on as SIGUSR1, at which the run saves a checkpoint; then nothing is
-# started again, and the exit code is the run's, 75 if all went well. The same command goes on later.
+# SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 and whatever else asks train_lighthouse to stop is passed on as SIGUSR1, at which
+# the run saves a checkpoint; then nothing is started again, and the exit code is the run's, 75 if all went well. All
+# processes may be sent a signal, and several: within five seconds of the first they are one request. The same command goes
+# on later.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
+hear_signals "$@"
 
 max_failures=3
 first_wait=10
@@ -42,16 +45,15 @@ command -v "$1" > /dev/null || fail "$1 is no command that can be run"
 out=$(realpath -m -- "$out")
 export OUT=$out # recipes take the directory from it
 
-say() { echo "run_resilient: $*" >&2; }
+say() { echo "run_resilient: $*" >&2 || true; } # nobody has to read it
 
 # Waits for this many seconds before the next try. A signal ends the wait and the script.
 pause() {
-    local sleeper=
-    trap '[ -z "$sleeper" ] || kill "$sleeper"; say "asked to stop while nothing ran"; exit 75' TERM INT HUP USR1
-    sleep "$1" &
-    sleeper=$!
-    wait "$sleeper"
-    trap - TERM INT HUP USR1
+    run_stoppable sleep "$1" || true
+    if [ -n "$stop_signal" ]; then
+        say "asked to stop by $stop_signal while nothing ran"
+        exit 75
+    fi
 }
 
 failures=0

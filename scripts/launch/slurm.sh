@@ -28,6 +28,7 @@ set -euo pipefail
 # Slurm runs a copy of this script elsewhere, so common.sh is found from the directory of the submission.
 source "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/../..}/scripts/common.sh"
 show_help "$@"
+hear_signals "$@"
 [ -n "${SLURM_JOB_ID-}" ] || fail "this runs in a Slurm job: sbatch scripts/launch/slurm.sh …; --help says more"
 [ $# -gt 0 ] || fail "train_lighthouse's options or a recipe are needed; --help says more"
 need_trainer
@@ -42,9 +43,9 @@ status=0
 if [[ $1 == -* ]]; then
     find_trainer
     find_place "${OUT:-out/slurm}"
-    "${trainer[@]}" "${place[@]}" "$@" || status=$?
+    run_stoppable "${trainer[@]}" "${place[@]}" "$@" || status=$?
 else
-    "$@" || status=$?
+    run_stoppable "$@" || status=$?
 fi
 if [ "$status" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$status"

@@ -10,6 +10,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
+hear_signals "$@"
 cd "$root"
 
 stage1=10000
