@@ -138,15 +138,19 @@ def descendants(pid):
 
 class Running:
     """A command that runs beside the test, with its output in files; `with` kills it, and what it started, should it still
-    run then."""
+    run then. `prepare` is called in its process before it starts."""
 
-    def __init__(self, command, environment=None):
+    def __init__(self, command, environment=None, prepare=lambda: None):
         self.command = command
         self.files = [tempfile.NamedTemporaryFile("w") for _ in range(2)]
-        # Where the tests run in the background, SIGINT is ignored, and would be in the command.
+
+        def start():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+            prepare()
+
         self.process = subprocess.Popen(command, stdout=self.files[0], stderr=self.files[1], env=environment,
                                         stdin=subprocess.DEVNULL, start_new_session=True,
-                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                                        preexec_fn=start)
 
     def __enter__(self):
         return self

@@ -10,7 +10,7 @@ from .harness import (
     finish, make_shards, read_file, read_metrics, script, steps_kept, test, to_flags, train, wait_until, write_file,
     write_script,
 )
-from .processes import PARALLEL, check_close_losses, make_noise
+from .processes import PARALLEL, check_close_losses, make_noise, tree_of
 
 
 def check_goes_on(go_on):
@@ -98,6 +98,41 @@ def a_run_that_is_kept_going_saves_when_it_is_asked_to_stop():
         code = run.wait()
         check_equal(f"exit code; {run.said()}", code, 75)
     check_goes_on(lambda steps, out: finish(command(steps, out)))
+
+
+@test
+def a_signal_to_all_processes_of_a_run_that_is_kept_going_loses_nothing():
+    make_noise()
+    options = command_line(**PARALLEL, steps=100000)[1:]
+    for command in ([PROGRAM, *options], script("launch/mpirun_one_node.sh", "-n", "2", *options, "--cp", "2")):
+        shutil.rmtree("out", ignore_errors=True)
+        with Running(script("launch/run_resilient.sh", "--out", "out", *command)) as run:
+            wait_until(lambda: "step 2/" in run.said()[0], "the second step")
+            for process in tree_of(run.process.pid):
+                os.kill(process, signal.SIGTERM)
+            code = run.wait()
+            check_equal(f"exit code; {run.said()}", code, 75)
+        check_equal("checkpoints", steps_kept(), [read_metrics()[-1]["step"]])
+
+
+@test
+def launchers_hear_what_was_ignored_or_blocked_when_they_were_started():
+    make_noise()
+    heard = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+    def ignore():
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
+
+    command = script("launch/run_resilient.sh", "--out", "out", *script("launch/mpirun_one_node.sh", "-n", "2"),
+                     *command_line(**PARALLEL, cp=2, steps=100000)[1:])
+    for prepare in (ignore, lambda: signal.pthread_sigmask(signal.SIG_BLOCK, heard)):
+        shutil.rmtree("out", ignore_errors=True)
+        with Running(command, prepare=prepare) as run:
+            wait_until(lambda: "step 2/" in run.said()[0], "the second step")
+            run.send(signal.SIGTERM)
+            code = run.wait()
+            check_equal(f"exit code; {run.said()}", code, 75)
 
 
 # A try takes its line of the file `plan`: the step of its checkpoint (or -) and its exit code, or "asked" for one that runs

@@ -6,7 +6,9 @@
 //   FAIL_IO_KIND=KIND    how they fail: with ENOSPC, EIO or EROFS;
 //                        "short": write writes half of its bytes and returns that number;
 //                        "full": the same once, then all calls that need space fail with ENOSPC;
-//                        "kill": the process is killed; "read": reads are counted instead, and fail with EIO
+//                        "kill": the process is killed; "read": reads are counted instead, and fail with EIO;
+//                        "hang": reads are counted, and one makes a file named hanging and does not return;
+//                        "slow": reads are counted, and take SLOW_SECONDS
 //   FAIL_IO_FOR=COUNT    the number of calls that fail (1); 0: all from the first failing one on
 //   FAIL_IO_RANK=RANK    only calls of this rank fail
 #include <dlfcn.h>
@@ -22,6 +24,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define SLOW_SECONDS 5
 
 typedef enum { WRITES, NEEDS_SPACE, FREES_SPACE, READS } CallKind;
 
@@ -57,10 +61,17 @@ static bool descriptor_is_below(int descriptor) {
 static bool fails(CallKind kind) {
     const long first = setting("FAIL_IO_CALL", LONG_MAX), count = setting("FAIL_IO_FOR", 1);
     const char *how = getenv("FAIL_IO_KIND");
-    if (!how || (kind == READS) != !strcmp(how, "read")) return false;
+    if (!how) return false;
+    const bool hangs = !strcmp(how, "hang"), slow = !strcmp(how, "slow");
+    if ((kind == READS) != (hangs || slow || !strcmp(how, "read"))) return false;
     const long call = atomic_fetch_add(&calls, 1) + 1;
     if (call < first) return false;
     if (!strcmp(how, "kill")) kill(getpid(), SIGKILL);
+    if (slow && count > 0 && call >= first + count) return false;
+    if (hangs) mkfifo("hanging", 0600);
+    while (hangs) pause();
+    if (slow) sleep(SLOW_SECONDS);
+    if (slow) return false;
     const bool full = !strcmp(how, "full"), half = full || !strcmp(how, "short");
     if (full && call > first && kind == FREES_SPACE) return false;
     if (!full && count > 0 && call >= first + count) return false;
