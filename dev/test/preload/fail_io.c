@@ -9,6 +9,7 @@
 //                        "kill": the process is killed; "read": reads are counted instead, and fail with EIO
 //   FAIL_IO_FOR=COUNT    the number of calls that fail (1); 0: all from the first failing one on
 //   FAIL_IO_RANK=RANK    only calls of this rank fail
+//   FAIL_IO_ROOM=BYTES   so many are free on every disk
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 typedef enum { WRITES, NEEDS_SPACE, FREES_SPACE, READS } CallKind;
@@ -110,6 +112,13 @@ int open(const char *path, int flags, ...) {
     va_end(arguments);
     if ((flags & O_ACCMODE) != O_RDONLY && is_below(path) && fails(NEEDS_SPACE)) return -1;
     return REAL(open)(path, flags, mode);
+}
+
+int statvfs(const char *path, struct statvfs *status) {
+    const int outcome = REAL(statvfs)(path, status);
+    if (outcome == 0 && getenv("FAIL_IO_ROOM"))
+        status->f_bavail = (fsblkcnt_t)setting("FAIL_IO_ROOM", 0) / status->f_frsize;
+    return outcome;
 }
 
 int mkdir(const char *path, mode_t mode) {
