@@ -76,8 +76,8 @@ static void print_data(const Options *o, const Dataset *data) {
     if (tokens < 1e6)
         printf("run: %ld steps, %.0f tokens\n", (long)o->steps, tokens);
     else
-        printf("run: %ld steps, %.1f%s tokens\n", (long)o->steps, tokens < 1e9 ? 1e-6 * tokens : 1e-9 * tokens,
-               tokens < 1e9 ? "M" : "B");
+        printf("run: %ld steps, %.1f%s tokens\n", (long)o->steps,
+               tokens < 1e9 ? 1e-6 * tokens : 1e-9 * tokens, tokens < 1e9 ? "M" : "B");
     if (data->shard_count > 0)
         printf("data: %ld samples of %ld tokens in %d shards; a step takes %ld, the run %.2f epochs\n",
                (long)data->samples, (long)o->seq_len, data->shard_count, (long)o->global_batch,
