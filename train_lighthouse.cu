@@ -147,8 +147,10 @@ static int run(Options *o, const Communicator *communicator, const Checkpoint *c
     preemption_limit(o->time_limit);
     Device *device = training_open_device(o, communicator);
     Data data = open_data(o, communicator);
+    if (!o->plan) options_settle_separator(o, data.train.largest_token);
     // Started only now: checking the data may take longer than the timeout.
     if (communicator->size > 1 || o->step_timeout > 0) watchdog_start(o->collective_timeout, o->step_timeout);
+    if (o->deterministic) collectives_deterministic();
     Collectives *collectives = collectives_create(device, communicator);
     watchdog_look(collectives->look, collectives);
     Training training = training_plan(collectives, o);

@@ -3,14 +3,17 @@
 
 #include "model/activations.h"
 #include "model/flops.h"
+#include "run/options_advice.h"
 #include "run/options_check.h"
 #include "device/memory_plan.h"
 #include "run/schedule.h"
+#include "training/saves.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 // A command line, as one string of words, and the options of a checkpoint that it overrides.
 typedef struct {
@@ -81,7 +84,17 @@ static void bad_values_are_refused(void *unused) {
     check_refused("--train-data x --steps", NULL, "--steps needs a value");
     check_refused("--train-data x --steps ten", NULL, "--steps ten: expected a whole number");
     check_refused("--train-data x --steps 10.5", NULL, "expected a whole number");
-    check_refused("--train-data x --steps 99999999999999999999", NULL, "expected a whole number");
+    check_refused("--train-data x --steps 99999999999999999999", NULL,
+                  "--steps 99999999999999999999: expected a value from 0 to 9000000000000000");
+    check_refused("--train-data x -steps 3", NULL,
+                  "option -steps: options begin with two dashes; did you mean --steps?");
+    check_refused("--train-data x --seed 1 -lr=3 --keep 2", NULL,
+                  "option -lr=3: options begin with two dashes");
+    check_refused("--train-data x --model tiny --separator-token 264", NULL,
+                  "--separator-token 264: expected none, or a token of the vocabulary, 0 to 263");
+    check_refused("--train-data x --separator-token -2", NULL, "--separator-token -2: expected none");
+    check_refused("--train-data x --separator-token 9x", NULL, "--separator-token 9x: expected none");
+    check_refused("--train-data x --separator-token 99999999999999999999", NULL, "expected none, or a token");
     check_refused("--train-data x --lr nan", NULL, "--lr nan: expected a number");
     check_refused("--train-data x --lr 1e-3x", NULL, "--lr 1e-3x: expected a number");
     check_refused("--train-data x --lr -1", NULL, "--lr -1: expected a value from 0");
@@ -193,11 +206,154 @@ static void what_a_checkpoint_lacks_is_named(void *unused) {
     check(after.dense_every == 0 && after.dense_first == 9, "every %ld, first %ld", (long)after.dense_every,
           (long)after.dense_first);
     char *said = printed_by(print_resumed, &again);
-    check(strstr(said, "dense-every        0   (not in the checkpoint: 0)\n") != NULL, "not named in %s",
-          said);
+    check(strstr(said, "\nnot as in the checkpoint\n  --dense-every 0 (not in the checkpoint)\n") != NULL,
+          "not named in %s", said);
     check(strstr(said, "dense-first        9\n") != NULL, "9 is not as it was in %s", said);
     free(said);
     cJSON_Delete(record);
+}
+
+// Each option has the same record whatever its default does later, so one that is missing is named even if it has the
+// value of today's default. What was changed has a line of its own, and only that.
+static void what_changed_stands_out(void *unused) {
+    (void)unused;
+    CommandLine first = {"--train-data a --steps 20", NULL};
+    const Options before = parse(first);
+    cJSON *record = options_record(&before);
+    CommandLine again = {"--resume latest --steps 40 --selection off", record};
+    char *said = printed_by(print_resumed, &again);
+    const char *lines = strstr(said, "\nnot as in the checkpoint\n");
+    check(lines && !strcmp(lines,
+                           "\nnot as in the checkpoint\n  --selection off (changed: the checkpoint has on)\n"
+                           "  --steps 40 (changed: the checkpoint has 20)\n"),
+          "%s", said);
+    free(said);
+    cJSON_DeleteItemFromObject(record, "grad-clip");
+    CommandLine same = {"--resume latest", record};
+    said = printed_by(print_resumed, &same);
+    lines = strstr(said, "\nnot as in the checkpoint\n");
+    check(lines && !strcmp(lines, "\nnot as in the checkpoint\n  --grad-clip 1 (not in the checkpoint)\n"),
+          "%s", said);
+    free(said);
+    cJSON_Delete(record);
+}
+
+static void warn_and_end(void *record) {
+    options_warn_unknown((const cJSON *)record);
+    fatal("the end");
+}
+
+static void unknown_options_are_a_warning(void *unused) {
+    (void)unused;
+    CommandLine first = {"--train-data a", NULL};
+    const Options before = parse(first);
+    cJSON *record = options_record(&before);
+    cJSON_AddStringToObject(record, "muon", "on");
+    CommandLine again = {"--resume latest", record};
+    check(parse(again).steps == 16000, "it is not resumed");
+    check_dies(warn_and_end, record,
+               "warning: the checkpoint records --muon on, which this program does not know");
+    cJSON_Delete(record);
+}
+
+// A command line, what the data hold, and what is warned of; "": nothing.
+typedef struct {
+    const char *words;
+    DataSummary data;
+    bool resumed;
+    const char *warning;
+} Advice;
+
+static const Advice advices[] = {
+    {"--steps 3", {0}, false, "--warmup-steps 2000: the run has 3 steps, and ends at 0.0015 of --lr 0.002"},
+    {"--steps 2000", {0}, false, ""},
+    {"--steps 0", {0}, false, ""},
+    {"--steps 2000 --lr-schedule cosine",
+     {0},
+     false,
+     "--lr-schedule cosine has no effect: none of 2000 steps follows"},
+    {"--steps 2001 --lr-schedule cosine", {0}, false, ""},
+    {"--global-batch 64", {63, 256}, true, "--global-batch 64: the data have 63 samples"},
+    {"--global-batch 64", {64, 256}, true, ""},
+    {"",
+     {1000, 256},
+     false,
+     "--vocab-size 128256: the largest token seen is 256, so 262.1M of the parameters"},
+    {"", {1000, 256}, false, "--vocab-size 264 would do"},
+    {"", {1000, 100000}, false, ""},
+    {"--model tiny", {1000, 90}, false, ""},
+};
+
+// Writes the warnings to standard output.
+static void print_advice(void *argument) {
+    const Advice *advice = (const Advice *)argument;
+    const CommandLine line = {advice->words, NULL};
+    const Options options = parse(line);
+    const int errors = dup(STDERR_FILENO);
+    dup2(STDOUT_FILENO, STDERR_FILENO);
+    options_advise(&options, advice->data, advice->resumed);
+    dup2(errors, STDERR_FILENO);
+    close(errors);
+}
+
+static void odd_options_are_a_warning(void *unused) {
+    (void)unused;
+    for (size_t i = 0; i < COUNT_OF(advices); i++) {
+        Advice advice = advices[i];
+        char *said = printed_by(print_advice, &advice);
+        check(advice.warning[0] ? strstr(said, advice.warning) != NULL : !said[0], "of %s: %s", advice.words,
+              said);
+        free(said);
+    }
+}
+
+static void separators_suit_the_vocabulary(void *unused) {
+    (void)unused;
+    static const struct {
+        const char *words;
+        int64_t largest_token, separator;
+    } cases[] = {{"--model tiny", 256, 256},
+                 {"--model tiny", 63, 256},
+                 {"", 256, 256},
+                 {"", 128255, -1},
+                 {"--vocab-size 64", 63, -1},
+                 {"--vocab-size 256", 255, -1},
+                 {"--vocab-size 257", 256, 256},
+                 {"--separator-token 128001", 128255, 128001},
+                 {"--separator-token -1", 9, -1},
+                 {"--separator-token none", 9, -1}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        const CommandLine line = {cases[i].words, NULL};
+        Options options = parse(line);
+        options_settle_separator(&options, cases[i].largest_token);
+        check(options_separator(&options) == cases[i].separator, "%s with tokens to %ld: separator %ld",
+              cases[i].words, (long)cases[i].largest_token, (long)options_separator(&options));
+    }
+}
+
+static void room_is_asked_for_the_checkpoints_to_come(void *unused) {
+    (void)unused;
+    static const struct {
+        const char *words;
+        int64_t step, existing, ahead;
+    } cases[] = {
+        {"--steps 16000", 0, 0, 3}, // of the two that are kept the older goes when the third is there
+        {"--steps 16000", 2000, 2, 1},
+        {"--steps 1000", 0, 0, 1},
+        {"--steps 1500", 0, 0, 2},
+        {"--steps 16000 --save-every 0", 0, 0, 1},
+        {"--steps 16000 --keep 5", 0, 0, 6},
+        {"--steps 16000 --keep-every 4000", 0, 0, 7},
+        {"--steps 0", 0, 0, 1},
+        {"--steps 10", 10, 1, 0},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        const CommandLine line = {cases[i].words, NULL};
+        const Options options = parse(line);
+        const int64_t ahead = saves_ahead(&options, cases[i].step, cases[i].existing);
+        check(ahead == cases[i].ahead, "%s at step %ld: %ld checkpoints", cases[i].words, (long)cases[i].step,
+              (long)ahead);
+    }
 }
 
 static void schedules_have_their_values(void *unused) {
@@ -316,6 +472,11 @@ void test_options(void) {
     test_run("options: what is not on record is as it was", what_is_not_on_record_is_as_it_was, NULL);
     test_run("options: spans fit the pieces that a process holds", spans_fit_pieces, NULL);
     test_run("options: what a checkpoint lacks is named", what_a_checkpoint_lacks_is_named, NULL);
+    test_run("options: what changed stands out", what_changed_stands_out, NULL);
+    test_run("options: unknown ones on record are a warning", unknown_options_are_a_warning, NULL);
+    test_run("options: odd ones are a warning", odd_options_are_a_warning, NULL);
+    test_run("options: the separator suits the vocabulary", separators_suit_the_vocabulary, NULL);
+    test_run("saves: room for the checkpoints to come", room_is_asked_for_the_checkpoints_to_come, NULL);
     test_run("schedule: values of every kind", schedules_have_their_values, NULL);
     test_run("flops: counted by hand", flops_are_counted, NULL);
     test_run("activations: recompute levels keep less and less", recompute_levels_keep_less_and_less, NULL);

@@ -30,10 +30,10 @@ static void add_shape(cJSON *json, const ModelConfig *config) {
 
 // Writes the base twice: as rope_theta, and in rope_parameters, which replaced it in transformers 5.
 static void add_rope(cJSON *json, const ModelConfig *config) {
-    cJSON_AddNumberToObject(json, rope_theta_key, config->rope_theta);
+    json_add_real(json, rope_theta_key, config->rope_theta);
     cJSON *rope = cJSON_AddObjectToObject(json, "rope_parameters");
     cJSON_AddStringToObject(rope, "rope_type", "default");
-    cJSON_AddNumberToObject(rope, rope_theta_key, config->rope_theta);
+    json_add_real(rope, rope_theta_key, config->rope_theta);
 }
 
 static void add_token_or_null(cJSON *json, const char *key, int64_t token) {
@@ -51,13 +51,13 @@ cJSON *huggingface_config(const ModelConfig *config, StorageType storage, int64_
     cJSON_AddStringToObject(json, "model_type", "llama");
     add_shape(json, config);
     cJSON_AddNumberToObject(json, "max_position_embeddings", (double)seq_len);
-    cJSON_AddNumberToObject(json, "rms_norm_eps", config->norm_eps);
+    json_add_real(json, "rms_norm_eps", config->norm_eps);
     add_rope(json, config);
     cJSON_AddStringToObject(json, "hidden_act", "silu");
     cJSON_AddFalseToObject(json, "attention_bias");
     cJSON_AddFalseToObject(json, "mlp_bias");
     cJSON_AddFalseToObject(json, "tie_word_embeddings");
-    cJSON_AddNumberToObject(json, "initializer_range", 0.02);
+    json_add_real(json, "initializer_range", 0.02);
     cJSON_AddTrueToObject(json, "use_cache");
     cJSON_AddStringToObject(json, "dtype", storage_dtype(storage));
     cJSON_AddStringToObject(json, dtype_key, storage_dtype(storage));

@@ -3,6 +3,11 @@
 #include <assert.h>
 #include <stdlib.h>
 
+void collectives_deterministic(void) {
+    setenv("NCCL_NVLS_ENABLE", "0", 0);
+    setenv("NCCL_COLLNET_ENABLE", "0", 0);
+}
+
 Collectives *collectives_create(Device *device, const Communicator *communicator) {
     if (communicator->size > 1) return device->connect(device, communicator);
     Collectives *alone = host_allocate(1, sizeof(Collectives), "the collectives");

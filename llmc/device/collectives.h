@@ -38,6 +38,11 @@ struct Collectives {
     void (*destroy)(Collectives *collectives);
 };
 
+// Keeps NCCL, which chooses by circumstances, from sums inside the network's switches (NVLS, CollNet), whose order is
+// not the same every time; unless the user chose by NCCL_NVLS_ENABLE or NCCL_COLLNET_ENABLE. To be called before
+// collectives_create.
+void collectives_deterministic(void);
+
 // All processes call this together, after communicator_divide. The device and the communicator must outlive
 // the collectives.
 Collectives *collectives_create(Device *device, const Communicator *communicator);

@@ -15,17 +15,22 @@ static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
-// The most that one backward call of the plan asks for: a causal one, or one of those without a mask.
-static size_t most_call_bytes(Device *device, const AttentionPlan *plan) {
-    const int64_t piece = plan->piece_len;
-    size_t most = block_backward_bytes(device, plan, piece, piece, true);
-    if (cut_by_length(plan)) most = larger(most, block_backward_bytes(device, plan, piece, piece, false));
-    if (plan->context) {
-        const int64_t half = min_i64(piece, plan->seq_len / 2);
-        most = larger(most, block_backward_bytes(device, plan, piece, half, false));
-        most = larger(most, block_backward_bytes(device, plan, half, piece, false));
-    }
-    return most;
+static AttentionBlock whole_block(Device *device, const AttentionPlan *plan) {
+    return packed_block(device, plan, NULL, NULL, NULL, NULL);
+}
+
+// The most that one call of the plan's forward asks for, and of its backward.
+static size_t forward_call_bytes(Device *device, const AttentionPlan *plan) {
+    const AttentionBlock block = whole_block(device, plan);
+    return plan->context ? ring_forward_call_bytes(device, plan) : block_forward_bytes(device, plan, &block);
+}
+
+static size_t backward_call_bytes(Device *device, const AttentionPlan *plan) {
+    const AttentionBlock block = whole_block(device, plan);
+    const PackedViews gradients =
+        packed_views(NULL, device->ops->storage, plan->seq_len, plan->heads, plan->kv_heads, plan->head_dim);
+    if (plan->context) return ring_backward_call_bytes(device, plan);
+    return block_backward_bytes(device, plan, &block, cut_by_length(plan) ? NULL : &gradients);
 }
 
 // Fewer heads first, which costs nothing; then shorter pieces, of a whole number of 128-token tiles.
@@ -60,10 +65,9 @@ static size_t backward_bytes(Device *device, const AttentionPlan *plan) {
 }
 
 void attention_plan_sizes(Device *device, AttentionPlan *plan) {
-    plan->forward_bytes = plan->context
-                              ? ring_forward_bytes(device, plan)
-                              : block_forward_bytes(device, plan, plan->seq_len, plan->seq_len, true);
-    plan->call_bytes = most_call_bytes(device, plan);
+    plan->forward_call_bytes = forward_call_bytes(device, plan);
+    plan->call_bytes = backward_call_bytes(device, plan);
+    plan->forward_bytes = plan->context ? ring_forward_bytes(device, plan) : plan->forward_call_bytes;
     plan->workspace_bytes = larger(plan->forward_bytes, backward_bytes(device, plan));
 }
 

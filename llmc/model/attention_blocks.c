@@ -52,18 +52,17 @@ AttentionBlock packed_block(Device *device, const AttentionPlan *plan, const voi
 
 // --- blocks ---------------------------------------------------------------------------------------------
 
-// The call for a part of a block: so many queries and keys, of `kv_heads` key/value heads and their query
-// heads. The gradients' layout is for the caller to set.
-static AttentionShape call_shape(const AttentionPlan *plan, const AttentionBlock *block, int64_t query_len,
-                                 int64_t key_len, bool causal, int kv_heads) {
+// The call for a block, or a part of one, of `kv_heads` key/value heads and their query heads. The gradients' layout
+// is for the caller to set.
+static AttentionShape call_shape(const AttentionPlan *plan, const AttentionBlock *block, int kv_heads) {
     AttentionShape shape = {0};
     shape.batch = plan->batch;
-    shape.query_len = query_len;
-    shape.key_len = key_len;
+    shape.query_len = block->query_len;
+    shape.key_len = block->key_len;
     shape.heads = kv_heads * group_size(plan);
     shape.kv_heads = kv_heads;
     shape.head_dim = plan->head_dim;
-    shape.causal = causal;
+    shape.causal = block->causal;
     shape.deterministic = plan->deterministic;
     shape.scale = 1 / sqrt((double)plan->head_dim);
     shape.query = block->query.strides;
@@ -74,20 +73,37 @@ static AttentionShape call_shape(const AttentionPlan *plan, const AttentionBlock
     return shape;
 }
 
+// The call of the backward for a part of a block, whose gradients go into the whole's layout or into scratch.
+static AttentionShape backward_shape(const AttentionPlan *plan, const AttentionBlock *part,
+                                     const PackedViews *gradients) {
+    AttentionShape shape = call_shape(plan, part, plan->kv_heads_per_call);
+    shape.grad_query = gradients->query.strides;
+    shape.grad_key = gradients->key.strides;
+    shape.grad_value = gradients->value.strides;
+    return shape;
+}
+
+// A call must not write beyond the workspace that was planned for it: what a library asks for depends on lengths,
+// strides and its version.
+static void check_workspace(Device *device, const AttentionShape *shape, bool backward, size_t planned) {
+    const size_t needed = device->ops->attention.workspace(shape, backward, device->stream);
+    if (needed > planned)
+        fatal(
+            "attention of %ld queries and %ld keys (%s) asks for a workspace of %zu bytes, and %zu were planned",
+            (long)shape->query_len, (long)shape->key_len, backward ? "backward" : "forward", needed, planned);
+}
+
 void block_forward(Device *device, const AttentionPlan *plan, const AttentionBlock *block, void *workspace) {
-    const AttentionShape shape =
-        call_shape(plan, block, block->query_len, block->key_len, block->causal, plan->kv_heads);
+    const AttentionShape shape = call_shape(plan, block, plan->kv_heads);
+    check_workspace(device, &shape, false, plan->forward_call_bytes);
     device->ops->attention.forward(block->out.at, block->logsumexp.at, block->query.at, block->key.at,
                                    block->value.at, &shape, workspace, device->stream);
 }
 
-// The backward of one call, whose gradients go into the whole's layout or into scratch of its own size.
-static void call_backward(Device *device, const AttentionPlan *plan, const AttentionBlock *part, int kv_heads,
+static void call_backward(Device *device, const AttentionPlan *plan, const AttentionBlock *part,
                           const PackedViews *gradients, void *workspace) {
-    AttentionShape shape = call_shape(plan, part, part->query_len, part->key_len, part->causal, kv_heads);
-    shape.grad_query = gradients->query.strides;
-    shape.grad_key = gradients->key.strides;
-    shape.grad_value = gradients->value.strides;
+    const AttentionShape shape = backward_shape(plan, part, gradients);
+    check_workspace(device, &shape, true, plan->call_bytes);
     device->ops->attention.backward(gradients->query.at, gradients->key.at, gradients->value.at,
                                     part->grad_out.at, part->query.at, part->key.at, part->value.at,
                                     part->out.at, part->logsumexp.at, &shape, workspace, device->stream);
@@ -113,7 +129,7 @@ void block_backward_by_heads(Device *device, const AttentionPlan *plan, const At
         const AttentionBlock part = block_from(block, 0, 0, head, kv_head);
         const PackedViews call = {view_from(gradients->query, 0, head), view_from(gradients->key, 0, kv_head),
                                   view_from(gradients->value, 0, kv_head)};
-        call_backward(device, plan, &part, plan->kv_heads_per_call, &call, workspace);
+        call_backward(device, plan, &part, &call, workspace);
     }
 }
 
@@ -150,6 +166,16 @@ static void add_part(Device *device, const AttentionPlan *plan, View sum, View p
                                              device->stream);
 }
 
+// At most piece_len of the block's queries and keys, from these on.
+static AttentionBlock piece_of(const AttentionPlan *plan, const AttentionBlock *block, int64_t query,
+                               int64_t key, int64_t head, int64_t kv_head) {
+    AttentionBlock part = block_from(block, query, key, head, kv_head);
+    part.query_len = min_i64(plan->piece_len, block->query_len - query);
+    part.key_len = min_i64(plan->piece_len, block->key_len - key);
+    part.causal = block->causal && query == key;
+    return part;
+}
+
 void block_backward(Device *device, const AttentionPlan *plan, const AttentionBlock *block,
                     const PackedViews *sums, Collectives *arriving, void *workspace, void *scratch) {
     const int kv_heads = plan->kv_heads_per_call, heads = kv_heads * group_size(plan);
@@ -158,13 +184,10 @@ void block_backward(Device *device, const AttentionPlan *plan, const AttentionBl
         for (int64_t query = 0; query < block->query_len; query += piece)
             for (int64_t key = 0; key < block->key_len && !(block->causal && key > query); key += piece) {
                 const int head = kv_head * group_size(plan);
-                AttentionBlock part = block_from(block, query, key, head, kv_head);
-                part.query_len = min_i64(piece, block->query_len - query);
-                part.key_len = min_i64(piece, block->key_len - key);
-                part.causal = block->causal && query == key;
+                const AttentionBlock part = piece_of(plan, block, query, key, head, kv_head);
                 const PackedViews gradients =
                     call_scratch(plan, device->ops->storage, part.query_len, part.key_len, scratch);
-                call_backward(device, plan, &part, kv_heads, &gradients, workspace);
+                call_backward(device, plan, &part, &gradients, workspace);
                 if (arriving) collectives_finish(arriving);
                 arriving = NULL;
                 add_part(device, plan, view_from(sums->query, query, head), gradients.query, part.query_len,
@@ -178,22 +201,23 @@ void block_backward(Device *device, const AttentionPlan *plan, const AttentionBl
 
 // --- workspaces -------------------------------------------------------------------------------------------
 
-size_t block_forward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
-                           bool causal) {
-    const AttentionBlock block = packed_block(device, plan, NULL, NULL, NULL, NULL);
-    const AttentionShape shape = call_shape(plan, &block, query_len, key_len, causal, plan->kv_heads);
+size_t block_forward_bytes(Device *device, const AttentionPlan *plan, const AttentionBlock *block) {
+    const AttentionShape shape = call_shape(plan, block, plan->kv_heads);
     return device->ops->attention.workspace(&shape, false, device->stream);
 }
 
-size_t block_backward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
-                            bool causal) {
-    const StorageType storage = device->ops->storage;
-    const AttentionBlock block = packed_block(device, plan, NULL, NULL, NULL, NULL);
-    const bool direct = plan->piece_len == plan->seq_len && !plan->context;
-    const PackedViews scratch = call_scratch(plan, storage, query_len, key_len, NULL);
-    AttentionShape shape = call_shape(plan, &block, query_len, key_len, causal, plan->kv_heads_per_call);
-    shape.grad_query = direct ? block.query.strides : scratch.query.strides;
-    shape.grad_key = direct ? block.key.strides : scratch.key.strides;
-    shape.grad_value = direct ? block.value.strides : scratch.value.strides;
-    return device->ops->attention.workspace(&shape, true, device->stream);
+size_t block_backward_bytes(Device *device, const AttentionPlan *plan, const AttentionBlock *block,
+                            const PackedViews *gradients) {
+    const int64_t piece = plan->piece_len;
+    size_t most = 0;
+    for (int64_t query = 0; query < block->query_len; query += piece)
+        for (int64_t key = 0; key < block->key_len && !(block->causal && key > query); key += piece) {
+            const AttentionBlock part = piece_of(plan, block, query, key, 0, 0);
+            const PackedViews scratch =
+                call_scratch(plan, device->ops->storage, part.query_len, part.key_len, NULL);
+            const AttentionShape shape = backward_shape(plan, &part, gradients ? gradients : &scratch);
+            const size_t bytes = device->ops->attention.workspace(&shape, true, device->stream);
+            if (bytes > most) most = bytes;
+        }
+    return most;
 }

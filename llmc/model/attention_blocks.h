@@ -9,11 +9,12 @@ typedef struct {
     int64_t batch, seq_len; // sequences, and tokens of each that this rank holds
     int heads, kv_heads, head_dim;
     bool deterministic;
-    Collectives *context;   // the context-parallel group; NULL if this rank holds whole sequences
-    int kv_heads_per_call;  // the backward's cut by heads: so many key/value heads and their query heads a
-                            // call
-    int64_t piece_len;      // and by length; seq_len if uncut
-    size_t call_bytes;      // workspace of one backward call
+    Collectives *context;  // the context-parallel group; NULL if this rank holds whole sequences
+    int kv_heads_per_call; // the backward's cut by heads: so many key/value heads and their query heads a
+                           // call
+    int64_t piece_len;     // and by length; seq_len if uncut
+    size_t forward_call_bytes,
+        call_bytes;         // the most workspace that a call of the forward, of the backward is given
     size_t forward_bytes;   // workspace of the forward
     size_t workspace_bytes; // of forward or backward, whichever needs more
 } AttentionPlan;
@@ -71,8 +72,9 @@ void block_backward(Device *device, const AttentionPlan *plan, const AttentionBl
                     const PackedViews *sums, Collectives *arriving, void *workspace, void *scratch);
 size_t block_scratch_bytes(Device *device, const AttentionPlan *plan);
 
-// Bytes of workspace for a call of the forward, and of the backward, of so many queries and keys.
-size_t block_forward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
-                           bool causal);
-size_t block_backward_bytes(Device *device, const AttentionPlan *plan, int64_t query_len, int64_t key_len,
-                            bool causal);
+// The most workspace of the calls that block_forward makes for the block; that block_backward_by_heads makes with
+// these gradients, or (NULL) block_backward. Of the arrays only the strides are used, so they may be NULL. A call
+// that asks for more than the plan's forward_call_bytes or call_bytes ends the process.
+size_t block_forward_bytes(Device *device, const AttentionPlan *plan, const AttentionBlock *block);
+size_t block_backward_bytes(Device *device, const AttentionPlan *plan, const AttentionBlock *block,
+                            const PackedViews *gradients);

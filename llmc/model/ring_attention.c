@@ -57,18 +57,8 @@ typedef struct {
     size_t bytes;
 } ForwardBuffers;
 
-static size_t forward_call_bytes(const Ring *ring) {
-    const int64_t all = ring->plan->seq_len, half = ring->piece;
-    size_t most = 0;
-    const size_t bytes[] = {block_forward_bytes(ring->device, ring->plan, all, all, true),
-                            block_forward_bytes(ring->device, ring->plan, all, half, false),
-                            block_forward_bytes(ring->device, ring->plan, half, all, false)};
-    for (size_t i = 0; i < COUNT_OF(bytes); i++) most = bytes[i] > most ? bytes[i] : most;
-    return most;
-}
-
 static ForwardBuffers forward_buffers(const Ring *ring, void *workspace) {
-    Layout layout = {workspace, aligned(forward_call_bytes(ring))};
+    Layout layout = {workspace, aligned(ring->plan->forward_call_bytes)};
     ForwardBuffers buffers = {.call = workspace};
     for (int i = 0; i < 2; i++)
         buffers.key_values[i] = place(&layout, ring->rows * ring->kv_width, ring->storage);
@@ -163,13 +153,33 @@ static AttentionBlock turn_block(const Ring *ring, int turn, const void *qkv, co
 
 // --- forward --------------------------------------------------------------------------------------------
 
-static void add_turn(const Ring *ring, const ForwardBuffers *buffers, AttentionBlock block,
+// The block of a turn of the forward, whose output is a part of the whole one.
+static AttentionBlock forward_block(const Ring *ring, int turn, const void *qkv, const void *key_values,
+                                    const ForwardBuffers *buffers, int64_t *first_query) {
+    const int heads = ring->plan->heads;
+    AttentionBlock block = turn_block(ring, turn, qkv, key_values, first_query);
+    block.out = packed_view(buffers->part, ring->storage, block.query_len, heads, ring->plan->head_dim);
+    block.logsumexp = logsumexp_view(buffers->part_logsumexp, ring->accumulator, block.query_len, heads);
+    return block;
+}
+
+size_t ring_forward_call_bytes(Device *device, const AttentionPlan *plan) {
+    const Ring ring = ring_of(device, plan);
+    const ForwardBuffers nowhere = {0};
+    size_t most = 0;
+    for (int turn = 0; turn < ring.group.size; turn++) {
+        int64_t first_query;
+        const AttentionBlock block = forward_block(&ring, turn, NULL, NULL, &nowhere, &first_query);
+        const size_t bytes = block_forward_bytes(device, plan, &block);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
+static void add_turn(const Ring *ring, const ForwardBuffers *buffers, const AttentionBlock *block,
                      int64_t first_query, void *logsumexp) {
     const AttentionPlan *plan = ring->plan;
-    block.out = packed_view(buffers->part, ring->storage, block.query_len, plan->heads, plan->head_dim);
-    block.logsumexp =
-        logsumexp_view(buffers->part_logsumexp, ring->accumulator, block.query_len, plan->heads);
-    block_forward(ring->device, plan, &block, buffers->call);
+    block_forward(ring->device, plan, block, buffers->call);
     const View sum =
         view_from(packed_view(buffers->sum, ring->accumulator, plan->seq_len, plan->heads, plan->head_dim),
                   first_query, 0);
@@ -177,13 +187,13 @@ static void add_turn(const Ring *ring, const ForwardBuffers *buffers, AttentionB
         view_from(logsumexp_view(logsumexp, ring->accumulator, plan->seq_len, plan->heads), first_query, 0);
     AttentionShape shape = {0};
     shape.batch = plan->batch;
-    shape.query_len = block.query_len;
+    shape.query_len = block->query_len;
     shape.heads = plan->heads;
     shape.head_dim = plan->head_dim;
     shape.output = sum.strides;
     shape.logsumexp = total.strides;
     ring->device->ops->attention.merge(sum.at, total.at, buffers->part, buffers->part_logsumexp, &shape,
-                                       block.causal, ring->device->stream);
+                                       block->causal, ring->device->stream);
 }
 
 void ring_forward(Device *device, const AttentionPlan *plan, void *out, void *logsumexp, const void *qkv,
@@ -197,8 +207,8 @@ void ring_forward(Device *device, const AttentionPlan *plan, void *out, void *lo
         if (turn > 0) collectives_finish(plan->context);
         if (turn + 1 < ring.group.size) pass_on(&ring, &travel, 1, "ring attention, forward");
         int64_t first_query;
-        const AttentionBlock block = turn_block(&ring, turn, qkv, here, &first_query);
-        add_turn(&ring, &buffers, block, first_query, logsumexp);
+        const AttentionBlock block = forward_block(&ring, turn, qkv, here, &buffers, &first_query);
+        add_turn(&ring, &buffers, &block, first_query, logsumexp);
     }
     device->ops->convert.round_to_storage(out, buffers.sum, ring.rows * ring.query_width, device->stream);
 }
@@ -209,18 +219,40 @@ typedef struct {
     const void *grad_out, *qkv, *out, *logsumexp;
 } BackwardInputs;
 
+// The block of a turn of the backward, with the whole output and its gradient.
+static AttentionBlock backward_block(const Ring *ring, int turn, const BackwardInputs *in,
+                                     const void *key_values, int64_t *first) {
+    const AttentionPlan *plan = ring->plan;
+    const int dim = plan->head_dim;
+    AttentionBlock block = turn_block(ring, turn, in->qkv, key_values, first);
+    const View out = packed_view(in->out, ring->storage, plan->seq_len, plan->heads, dim);
+    const View grad_out = packed_view(in->grad_out, ring->storage, plan->seq_len, plan->heads, dim);
+    const View logsumexp = logsumexp_view(in->logsumexp, ring->accumulator, plan->seq_len, plan->heads);
+    block.out = view_from(out, *first, 0);
+    block.grad_out = view_from(grad_out, *first, 0);
+    block.logsumexp = view_from(logsumexp, *first, 0);
+    return block;
+}
+
+size_t ring_backward_call_bytes(Device *device, const AttentionPlan *plan) {
+    const Ring ring = ring_of(device, plan);
+    const BackwardInputs nowhere = {0};
+    size_t most = 0;
+    for (int turn = 0; turn < ring.group.size; turn++) {
+        int64_t first;
+        const AttentionBlock block = backward_block(&ring, turn, &nowhere, NULL, &first);
+        const size_t bytes = block_backward_bytes(device, plan, &block, NULL);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
 static void add_turn_backward(const Ring *ring, const BackwardBuffers *buffers, const BackwardInputs *in,
                               int turn) {
     const AttentionPlan *plan = ring->plan;
     const int dim = plan->head_dim;
     int64_t first;
-    AttentionBlock block = turn_block(ring, turn, in->qkv, buffers->key_values[turn % 2], &first);
-    const View out = packed_view(in->out, ring->storage, plan->seq_len, plan->heads, dim);
-    const View grad_out = packed_view(in->grad_out, ring->storage, plan->seq_len, plan->heads, dim);
-    const View logsumexp = logsumexp_view(in->logsumexp, ring->accumulator, plan->seq_len, plan->heads);
-    block.out = view_from(out, first, 0);
-    block.grad_out = view_from(grad_out, first, 0);
-    block.logsumexp = view_from(logsumexp, first, 0);
+    const AttentionBlock block = backward_block(ring, turn, in, buffers->key_values[turn % 2], &first);
     const View grad_query =
         packed_view(buffers->grad_query, ring->accumulator, plan->seq_len, plan->heads, dim);
     const View grad_keys = packed_view(buffers->grad_key_values[turn % 2], ring->accumulator, plan->seq_len,

@@ -16,6 +16,10 @@ void ring_forward(Device *device, const AttentionPlan *plan, void *out, void *lo
 void ring_backward(Device *device, const AttentionPlan *plan, void *grad_qkv, const void *grad_out,
                    const void *qkv, const void *out, const void *logsumexp, void *workspace);
 
-// Bytes of workspace for each.
+// The most workspace that one of their calls of the device's operation asks for.
+size_t ring_forward_call_bytes(Device *device, const AttentionPlan *plan);
+size_t ring_backward_call_bytes(Device *device, const AttentionPlan *plan);
+
+// Bytes of workspace for each, with calls as planned in forward_call_bytes and call_bytes.
 size_t ring_forward_bytes(Device *device, const AttentionPlan *plan);
 size_t ring_backward_bytes(Device *device, const AttentionPlan *plan);

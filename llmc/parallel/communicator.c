@@ -14,12 +14,14 @@ static MPI_Comm handle(const Communicator *communicator, GroupKind group) {
 }
 
 // Launchers of MPI programs set one of these variables. Without a launcher MPI is not started: that would
-// take a third of a second for nothing.
+// take a third of a second for nothing. Slurm numbers the task of an interactive shell or of a batch script too;
+// there MPI would find no launcher and end the process.
 static bool started_by_launcher(void) {
-    static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
+    static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"};
     for (size_t i = 0; i < COUNT_OF(variables); i++)
         if (getenv(variables[i])) return true;
-    return false;
+    const char *tasks = getenv("SLURM_STEP_NUM_TASKS");
+    return getenv("SLURM_PROCID") && tasks && atoi(tasks) > 1;
 }
 
 static pid_t running; // the process in which MPI runs, 0 if none: a child that it forked must not end MPI

@@ -80,26 +80,32 @@ NORETURN static void bad_token(const char *option, const Shard *shard, int64_t p
           shard->path, token, (long)vocab_size, (long)vocab_size - 1);
 }
 
-static void check_tokens(const char *option, const Shard *shard, int descriptor, int64_t vocab_size) {
-    if (shard->token_bytes == 2 && vocab_size > UINT16_MAX) return;
+// Returns the largest token seen. Where none can be too large only the first block is looked at.
+static int64_t check_tokens(const char *option, const Shard *shard, int descriptor, int64_t vocab_size) {
+    const bool all_fit = shard->token_bytes == 2 && vocab_size > UINT16_MAX;
+    int64_t largest = 0;
     const int64_t block_tokens = min_i64(BLOCK_BYTES / shard->token_bytes, shard->tokens);
     void *block = host_allocate((size_t)block_tokens, (size_t)shard->token_bytes, "a block of tokens");
     posix_fadvise(descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
-    for (int64_t first = 0; first < shard->tokens; first += block_tokens) {
+    const int64_t end = all_fit ? block_tokens : shard->tokens;
+    for (int64_t first = 0; first < end; first += block_tokens) {
         const int64_t count = min_i64(block_tokens, shard->tokens - first);
         const int64_t offset = HEADER_BYTES + first * shard->token_bytes, bytes = count * shard->token_bytes;
         const int64_t got = file_read(descriptor, block, (size_t)bytes, offset);
         if (got != bytes) cannot_read(option, shard, offset + max_i64(got, 0), got);
-        if (largest_token(block, shard->token_bytes, count) < vocab_size) continue;
+        largest = max_i64(largest, largest_token(block, shard->token_bytes, count));
+        if (largest < vocab_size) continue;
         int64_t bad = 0;
         while (token_at(block, shard->token_bytes, bad) < vocab_size) bad++;
         bad_token(option, shard, first + bad, token_at(block, shard->token_bytes, bad), vocab_size);
     }
     free(block);
+    return largest;
 }
 
+// With check_all, *largest becomes the largest token seen if that is larger.
 static Shard open_shard(const char *option, const char *path, int64_t seq_len, int64_t vocab_size,
-                        bool check_all) {
+                        bool check_all, int64_t *largest) {
     Shard shard = {.path = format_string("%s", path)};
     struct stat status;
     const int descriptor = open(path, O_RDONLY | O_CLOEXEC);
@@ -114,7 +120,7 @@ static Shard open_shard(const char *option, const char *path, int64_t seq_len, i
     if (got != HEADER_BYTES) cannot_read(option, &shard, max_i64(got, 0), got);
     parse_header(option, &shard, header);
     check_size(option, &shard, status.st_size);
-    if (check_all) check_tokens(option, &shard, descriptor, vocab_size);
+    if (check_all) *largest = max_i64(*largest, check_tokens(option, &shard, descriptor, vocab_size));
     close(descriptor);
     shard.samples =
         max_i64(shard.tokens - 1, 0) / seq_len; // the last target of a sample is one token further
@@ -131,7 +137,8 @@ Dataset dataset_open(const char *option, const char *pattern, int64_t seq_len, i
     dataset.shards = host_allocate(found.gl_pathc, sizeof(Shard), "the list of shards");
     int64_t longest = 0;
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        Shard shard = open_shard(option, found.gl_pathv[i], seq_len, vocab_size, check_all);
+        Shard shard =
+            open_shard(option, found.gl_pathv[i], seq_len, vocab_size, check_all, &dataset.largest_token);
         longest = max_i64(longest, shard.tokens);
         if (shard.samples == 0) {
             if (check_all) // true on one process only, so that one warns

@@ -19,8 +19,9 @@ typedef struct {
     Shard *shards;      // sorted by path
     int shard_count;
     int64_t seq_len, vocab_size;
-    int64_t samples; // over all shards
-    int64_t tokens;  // over all shards
+    int64_t samples;       // over all shards
+    int64_t tokens;        // over all shards
+    int64_t largest_token; // that check_all saw; 0 without it
 } Dataset;
 
 // Opens and validates every file that `pattern` (a glob) matches: magic, version, size against token count,

@@ -22,7 +22,8 @@ extern const char *const dtype_names[]; // of those, as --dtype takes them; ends
 typedef struct {
     // data
     const char *train_data, *val_data; // globs; empty: none
-    int64_t seed, separator_token;
+    int64_t seed;
+    const char *separator; // a token's number, "none" or "auto"
     // model
     int model; // in model_preset_names; the resolved shape is in `config`
     ModelConfig config;

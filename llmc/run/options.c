@@ -1,6 +1,7 @@
 #include "run/options.h"
 
 #include "base/names.h"
+#include "base/version.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -27,14 +28,15 @@ static void store_number(Options *options, const Option *option, const char *tex
     } else {
         value = strtod(text, &end);
     }
-    if (end == text || *end != 0 || errno != 0 || !isfinite(value))
+    const bool overflow = errno == ERANGE && option->type == OPTION_INTEGER;
+    if (end == text || *end != 0 || (errno != 0 && !overflow) || !isfinite(value))
         fatal("--%s %s: expected %s, for example --%s %s", option->name, text,
               option->type == OPTION_INTEGER ? "a whole number" : "a number", option->name,
               option->fallback[0]              ? option->fallback
               : option->type == OPTION_INTEGER ? "8"
                                                : "0.5");
-    if (value < option->minimum || value > option->maximum)
-        fatal("--%s %s: expected a value from %.15g to %.15g", option->name, text, option->minimum,
+    if (value < option->minimum || value > option->maximum || overflow)
+        fatal("--%s %s: expected a value from %.16g to %.16g", option->name, text, option->minimum,
               option->maximum);
     if (option->type == OPTION_INTEGER)
         *(int64_t *)field(options, option) = whole;
@@ -120,14 +122,23 @@ static void print_help(void) {
         printf("\n");
     }
     printf("\n  %-28s this text\n", "--help");
+    printf("  %-28s name and version of the program\n", "--version");
+}
+
+// Whether a word is this option, or its first letters that no other option has.
+static bool is_option(const char *word, const char *option, const char *shortest) {
+    return strlen(word) >= strlen(shortest) && !strncmp(word, option, strlen(word));
 }
 
 void options_help(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
-        const bool abbreviated =
-            strlen(argv[i]) >= strlen("--hel") && !strncmp(argv[i], "--help", strlen(argv[i]));
-        if (!abbreviated && strncmp(argv[i], "-h", 2) != 0) continue;
-        print_help();
+        const bool version = is_option(argv[i], "--version", "--vers");
+        const bool help = is_option(argv[i], "--help", "--hel") || is_option(argv[i], "-help", "-h");
+        if (!version && !help) continue;
+        if (version)
+            printf("%s %s\n", PROGRAM_NAME, PROGRAM_VERSION);
+        else
+            print_help();
         exit(0);
     }
 }
@@ -148,26 +159,32 @@ static const char *nearest_name(const char *wrong) {
     return best;
 }
 
+NORETURN static void refuse_unknown(const char *word) {
+    const size_t dashes = strspn(word, "-");
+    const char *name = word + dashes;
+    if (dashes == 1)
+        fatal("unknown option %s: options begin with two dashes; did you mean --%s? See --help", word,
+              nearest_name(name));
+    fatal("unknown or ambiguous option %s; did you mean --%s? See --help", word, nearest_name(name));
+}
+
 // Fills texts[i] with the value given for option i on the command line.
 static void read_command_line(int argc, char **argv, const char *texts[]) {
     struct option *longs =
-        (struct option *)host_allocate((size_t)option_count + 2, sizeof(struct option), "the options");
+        (struct option *)host_allocate((size_t)option_count + 3, sizeof(struct option), "the options");
     int count = 0;
     for (int i = 0; i < option_count; i++) {
         longs[count].name = option_table[i].name;
         longs[count].has_arg = option_table[i].type == OPTION_FLAG ? no_argument : required_argument;
         longs[count++].val = 256 + i;
     }
-    longs[count].name = "help"; // answered before, by options_help
+    longs[count++].name = "help"; // answered before, by options_help
+    longs[count].name = "version";
     opterr = 0;
     optind = 0; // all of getopt's state anew
-    for (int value; (value = getopt_long(argc, argv, ":", longs, NULL)) != -1;) {
-        const char *word = argv[optind - 1];
-        if (value == ':') fatal("option %s needs a value; see --help", word);
-        if (value == '?') {
-            const char *name = word + strspn(word, "-");
-            fatal("unknown or ambiguous option %s; did you mean --%s? See --help", word, nearest_name(name));
-        }
+    for (int at = 1, value; (value = getopt_long(argc, argv, "+:", longs, NULL)) != -1; at = optind) {
+        if (value == ':') fatal("option %s needs a value; see --help", argv[at]);
+        if (value == '?') refuse_unknown(argv[at]);
         texts[value - 256] = option_table[value - 256].type == OPTION_FLAG ? "on" : optarg;
     }
     free(longs);
@@ -262,17 +279,45 @@ char *options_recorded(const struct cJSON *record, const char *name) {
     return cJSON_IsString(item) ? format_string("%s", item->valuestring) : NULL;
 }
 
+// Whether a checkpoint would have the option on record.
+static bool is_recorded(const Option *option) {
+    return option->keeping != UNRECORDED;
+}
+
+static void print_differences(const Options *options, const struct cJSON *recorded) {
+    int count = 0;
+    for (int i = 0; i < option_count; i++) {
+        const Option *option = &option_table[i];
+        char *text = value_text(options, option);
+        const char *before = recorded_text(recorded, option);
+        const bool changed = before && strcmp(before, text) != 0, missing = !before && is_recorded(option);
+        if ((changed || missing) && count++ == 0) printf("not as in the checkpoint\n");
+        if (changed)
+            printf("  --%s %s (changed: the checkpoint has %s)\n", option->name, text,
+                   before[0] ? before : "-");
+        if (missing) printf("  --%s %s (not in the checkpoint)\n", option->name, text[0] ? text : "-");
+        free(text);
+    }
+}
+
 void options_print(const Options *options, const struct cJSON *recorded) {
     for (int i = 0; i < option_count; i++) {
         const Option *option = &option_table[i];
         if (option->group) printf("%s\n", option->group);
         char *text = value_text(options, option);
-        const char *before = recorded ? recorded_text(recorded, option) : NULL;
-        printf("  %-18s %s", option->name, text[0] ? text : "-");
-        if (before && strcmp(before, text) != 0)
-            printf("   (changed: the checkpoint has %s)", before[0] ? before : "-");
-        if (recorded && !before && option->absent) printf("   (not in the checkpoint: %s)", option->absent);
-        printf("\n");
+        printf("  %-18s %s\n", option->name, text[0] ? text : "-");
         free(text);
+    }
+    if (recorded) print_differences(options, recorded);
+}
+
+void options_warn_unknown(const struct cJSON *recorded) {
+    const cJSON *item;
+    cJSON_ArrayForEach (item, recorded) {
+        int i = 0;
+        while (i < option_count && strcmp(option_table[i].name, item->string) != 0) i++;
+        if (i == option_count)
+            warning("the checkpoint records --%s %s, which this program does not know: it goes on without",
+                    item->string, cJSON_IsString(item) ? item->valuestring : "");
     }
 }

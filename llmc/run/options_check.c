@@ -1,5 +1,6 @@
 #include "run/options_check.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +49,26 @@ void options_dense_layers(const Options *options, bool *dense) {
         dense[layer] = true;
         if (*text == 0) return;
     }
+}
+
+int64_t options_separator(const Options *options) {
+    const char *text = options->separator;
+    if (!strcmp(text, "auto") || !strcmp(text, "none") || !strcmp(text, "-1")) return -1;
+    const int64_t vocab_size = options->config.vocab_size;
+    char *end;
+    errno = 0;
+    const int64_t token = strtoll(text, &end, 10);
+    if (end == text || *end != 0 || errno != 0 || token < 0 || token >= vocab_size)
+        fatal("--separator-token %s: expected none, or a token of the vocabulary, 0 to %ld", text,
+              (long)vocab_size - 1);
+    return token;
+}
+
+void options_settle_separator(Options *options, int64_t largest_token) {
+    const int64_t byte_separator = 256;
+    if (strcmp(options->separator, "auto") != 0) return;
+    const bool bytes = largest_token <= byte_separator && options->config.vocab_size > byte_separator;
+    options->separator = bytes ? "256" : "none";
 }
 
 int64_t options_micro_steps(const Options *options, int processes) {
@@ -130,6 +151,7 @@ void options_check(const Options *options, int processes) {
     bool *dense = host_allocate((size_t)options->config.layers, sizeof(bool), "dense layers");
     options_dense_layers(options, dense);
     free(dense);
+    options_separator(options);
     const LighthouseSettings lighthouse = options_lighthouse(options);
     Reason reason;
     if (options->selection && !lighthouse_valid(&lighthouse, options->seq_len, &reason))

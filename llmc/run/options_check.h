@@ -16,5 +16,11 @@ int64_t options_micro_steps(const Options *options, int processes);
 // Sets dense[config.layers] from the list of --dense-layers; of rotate:R, none.
 void options_dense_layers(const Options *options, bool *dense);
 
+// The token between documents; -1: none, or (auto) not settled yet.
+int64_t options_separator(const Options *options);
+
+// Settles --separator-token auto, by the largest token seen in the data.
+void options_settle_separator(Options *options, int64_t largest_token);
+
 // R of --dense-layers rotate:R; 0 if the layers are a list.
 int64_t options_dense_rotate(const Options *options);

@@ -1,5 +1,6 @@
 #include "training/saves.h"
 
+#include "run/options_check.h"
 #include "run/preemption.h"
 
 #include <cjson/cJSON.h>
@@ -14,6 +15,20 @@ Saves saves_create(const Communicator *communicator, const Options *options) {
 
 void saves_destroy(Saves *saves) {
     saver_destroy(saves->saver);
+}
+
+// The multiples of `every` (0: none) among the steps after `step`, up to `end`.
+static int64_t multiples(int64_t every, int64_t step, int64_t end) {
+    return every > 0 ? end / every - step / every : 0;
+}
+
+int64_t saves_ahead(const Options *o, int64_t step, int64_t existing) {
+    if (step >= o->steps) return o->steps == 0;
+    const int64_t last = o->save_every == 0 || o->steps % o->save_every != 0;
+    const int64_t saves = multiples(o->save_every, step, o->steps) + last;
+    // The new one is written before the oldest is deleted.
+    const int64_t most = o->keep + 1 + multiples(o->keep_every, step, o->steps);
+    return max_i64(1, min_i64(saves, most - min_i64(existing, o->keep)));
 }
 
 // Whether a save that failed ends the run.
@@ -61,7 +76,7 @@ void saves_begin(Saves *saves, const Trainer *trainer) {
                                  .options = record,
                                  .guard = guard,
                                  .seq_len = o->seq_len,
-                                 .separator_token = o->separator_token,
+                                 .separator_token = options_separator(o),
                                  .retention = {.keep = o->keep, .keep_every = o->keep_every}};
     saver_begin(saves->saver, &state, &request);
     cJSON_Delete(record);

@@ -18,6 +18,9 @@ typedef struct {
 Saves saves_create(const Communicator *communicator, const Options *options);
 void saves_destroy(Saves *saves);
 
+// How many checkpoints a run at this step will add at most to the `existing` ones, before older ones are deleted.
+int64_t saves_ahead(const Options *options, int64_t step, int64_t existing);
+
 // All ranks call the following functions together.
 
 // Begins to save the trainer's state in --out; waits first for a save under way. When the checkpoint is complete on

@@ -1,6 +1,22 @@
 #include "training/summary.h"
 
+#include "base/files.h"
+#include "base/version.h"
+#include "run/options_advice.h"
 #include "run/options_check.h"
+#include "training/saves.h"
+
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+static void print_program(void) {
+    char host[256] = "", date[64] = "";
+    const time_t now = time(NULL);
+    gethostname(host, sizeof(host) - 1);
+    strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S %Z", localtime(&now));
+    printf("%s %s on %s, %s\n", PROGRAM_NAME, PROGRAM_VERSION, host, date);
+}
 
 static void print_processes(const Options *o, int processes) {
     if (processes == 1) return;
@@ -54,9 +70,51 @@ static void print_recompute(const Training *training) {
     printf("\n");
 }
 
+static void print_data(const Options *o, const Dataset *data) {
+    const double sequences = (double)o->steps * (double)o->global_batch;
+    const double tokens = sequences * (double)o->seq_len;
+    if (tokens < 1e6)
+        printf("run: %ld steps, %.0f tokens\n", (long)o->steps, tokens);
+    else
+        printf("run: %ld steps, %.1f%s tokens\n", (long)o->steps,
+               tokens < 1e9 ? 1e-6 * tokens : 1e-9 * tokens, tokens < 1e9 ? "M" : "B");
+    if (data->shard_count > 0)
+        printf("data: %ld samples of %ld tokens in %d shards; a step takes %ld, the run %.2f epochs\n",
+               (long)data->samples, (long)o->seq_len, data->shard_count, (long)o->global_batch,
+               sequences / (double)data->samples);
+}
+
+static int64_t count_checkpoints(const char *out_dir) {
+    StepList steps;
+    if (!step_list(out_dir, &steps)) return 0;
+    int64_t count = 0;
+    for (int i = 0; i < steps.count; i++) count += steps.list[i].kind == STEP_WHOLE;
+    free(steps.list);
+    return count;
+}
+
+// How large checkpoints are, and whether the disk has room for those that are to come.
+static void print_checkpoints(const Training *training, const Options *o, int64_t step) {
+    const TrainingState state = training_state(training);
+    const int64_t bytes = training_state_bytes(&state), room = disk_room(o->out);
+    const int64_t ahead = saves_ahead(o, step, count_checkpoints(o->out));
+    char each[32], all[32], left[32];
+    format_bytes(each, (double)bytes);
+    format_bytes(all, (double)(ahead * bytes));
+    format_bytes(left, (double)room);
+    printf("checkpoints: %s each, %s for those to come; %s free on the disk of %s\n", each, all,
+           room < 0 ? "unknown how much is" : left, o->out);
+    if (room >= 0 && room < ahead * bytes && training->collectives->communicator->rank == 0)
+        warning(
+            "--out %s: its disk has %s free, and the run will need %s there, for %ld more checkpoints of %s at a "
+            "time; make room before they are written, or keep fewer (--keep, --keep-every)",
+            o->out, left, all, (long)ahead, each);
+}
+
 void summary_print(const Training *training, const Options *o, const Dataset *data,
                    const Checkpoint *checkpoint) {
     const FlopsPerToken flops = training_mean_flops(training, o->steps);
+    print_program();
     options_print(o, checkpoint->options);
     printf("device: %s\n", training->device->name);
     print_processes(o, training->collectives->communicator->size);
@@ -65,12 +123,15 @@ void summary_print(const Training *training, const Options *o, const Dataset *da
     printf("work: %.3f GFLOP per token: %.3f linear, %.3f attention\n",
            1e-9 * (flops.linear + flops.attention), 1e-9 * flops.linear, 1e-9 * flops.attention);
     print_attention(training, o);
-    if (data->shard_count > 0)
-        printf("data: %ld samples of %ld tokens in %d shards; a step takes %ld\n", (long)data->samples,
-               (long)o->seq_len, data->shard_count, (long)o->global_batch);
+    print_data(o, data);
+    print_checkpoints(training, o, checkpoint->path ? checkpoint->progress.step : 0);
     memory_plan_print(training->memory);
     if (o->plan) training_print_levels(training->collectives, o);
     print_recompute(training);
+    if (training->collectives->communicator->rank == 0) {
+        options_warn_unknown(checkpoint->options);
+        options_advise(o, (DataSummary){data->samples, data->largest_token}, checkpoint->path != NULL);
+    }
     if (checkpoint->path)
         printf("resuming %s: step %ld of %ld\n", checkpoint->path, (long)checkpoint->progress.step,
                (long)o->steps);

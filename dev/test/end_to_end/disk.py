@@ -83,15 +83,21 @@ def a_full_disk_does_not_end_training():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # of each file
 
-    done = subprocess.run(command_line(steps=6, save_every=2), preexec_fn=full_disk, capture_output=True, text=True)
+    done = subprocess.run(command_line(steps=6, save_every=2, on_save_error="continue"), preexec_fn=full_disk, capture_output=True, text=True)
     check("step 6/6" in done.stdout, f"it did not train to its end: {done.stderr}")
     check_equal(f"exit code, since the last checkpoint is missing; {done.stderr}", done.returncode, 1)
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     check(sum("metrics.jsonl" in line for line in warnings) == 1, f"one warning of the metrics: {done.stderr}")
     check(sum("saving a checkpoint" in line for line in warnings) == 2, f"one for each checkpoint: {done.stderr}")
     check_equal("what lies in --out", os.listdir("out"), ["metrics.jsonl"])
-    check_equal("lines before the disk was full", [json.loads(line)["step"] for line in
-                                                   read_file("out/metrics.jsonl").split(b"\n")[:2]], [1, 2])
+    check_equal("lines before the disk was full", [entry["step"] for entry in read_metrics()], [1, 2])
+    check("complete in" not in done.stdout, f"a checkpoint that failed is called complete: {done.stdout}")
+    # By default a run of which no checkpoint can be written does not train to its end for nothing.
+    for asynchronous in ("on", "off"):
+        done = subprocess.run(command_line(steps=6, save_every=2, out="other", async_save=asynchronous),
+                              preexec_fn=full_disk, capture_output=True, text=True)
+        check(done.returncode == 1 and "step 6/6" not in done.stdout and "complete in" not in done.stdout, done.stdout)
+        check("error: saving a checkpoint: " in done.stderr and "--on-save-error continue" in done.stderr, done.stderr)
 
 
 @test
@@ -174,7 +180,7 @@ def a_failed_save_does_not_end_training_unless_asked():
     # The calls after the first ten are of the save of step 3; those of later ones succeed.
     for call in (10, 20, 30):
         for asynchronous in ("on", "off"):
-            done = resume_on(failing_disk("EIO", call), steps=5, async_save=asynchronous)
+            done = resume_on(failing_disk("EIO", call), steps=5, async_save=asynchronous, on_save_error="continue")
             lines = done.stderr.splitlines()
             check(done.returncode == 0 and len(lines) == 1 and lines[0].startswith("warning: saving a checkpoint: ") and
                   "step_00000003" in lines[0] and "training goes on" in lines[0], f"call {call}: {done.stderr}")
@@ -185,6 +191,31 @@ def a_failed_save_does_not_end_training_unless_asked():
             check(steps_kept()[0] == 2, f"checkpoints {steps_kept()}")
             resume(out="out", steps=5)
             check_same_state(checkpoint(5), checkpoint(5, "longer"))
+
+
+@test
+def a_checkpoint_that_is_complete_is_said_to_be():
+    make_shards()
+    for asynchronous in ("on", "off"):
+        said = train(steps=4, save_every=2, out=asynchronous, async_save=asynchronous).stdout
+        for step in (2, 4):
+            lines = [line for line in said.splitlines() if line.startswith(f"checkpoint of step {step}: complete in ")]
+            check(len(lines) == 1 and checkpoint(step, asynchronous) in lines[0] and "MiB" in lines[0], said)
+
+
+@test
+def too_little_room_for_checkpoints_is_a_warning():
+    # 64 KiB: less than the checkpoints of any model.
+    make_shards()
+    finish(["make", "-s", "-C", ROOT, "build/fail_io.so"])
+    done = subprocess.run(command_line(save_every=1), env=os.environ | {
+        "LD_PRELOAD": os.path.join(ROOT, "build", "fail_io.so"), "FAIL_IO_ROOM": str(64 << 10)}, capture_output=True, text=True)
+    check_equal(f"exit code; {done.stderr}", done.returncode, 0)
+    lines = done.stderr.splitlines()
+    check(len(lines) == 1 and lines[0].startswith("warning: ") and "64.00 KiB" in lines[0] and "--out out" in lines[0],
+          f"one warning of the room: {done.stderr}")
+    said = train(save_every=1, out="roomy")
+    check(not said.stderr and "checkpoints: " in said.stdout, said.stderr)
 
 
 @test

@@ -62,6 +62,70 @@ static double *rows_here(const Setup *s, const double *whole, int64_t batch, int
     return here;
 }
 
+// Operations that ask for workspaces by their strides, as cuDNN may, and keep the most that was asked for in calls.
+static const Ops *real_ops;
+static size_t most_executed[2]; // of the forward, of the backward
+
+static size_t workspace_by_strides(const AttentionShape *shape, bool backward, Stream *stream) {
+    (void)stream;
+    const int64_t strides =
+        shape->query.token + 3 * shape->output.token + (backward ? shape->grad_key.token : 0);
+    return (size_t)(shape->query_len + shape->key_len + strides + (1 << 20) / shape->key.token);
+}
+
+static void keep_most(const AttentionShape *shape, bool backward) {
+    const size_t bytes = workspace_by_strides(shape, backward, NULL);
+    if (bytes > most_executed[backward]) most_executed[backward] = bytes;
+}
+
+static void forward_and_keep(void *out, void *logsumexp, const void *query, const void *key,
+                             const void *value, const AttentionShape *shape, void *workspace,
+                             Stream *stream) {
+    keep_most(shape, false);
+    real_ops->attention.forward(out, logsumexp, query, key, value, shape, workspace, stream);
+}
+
+static void backward_and_keep(void *grad_query, void *grad_key, void *grad_value, const void *grad_out,
+                              const void *query, const void *key, const void *value, const void *out,
+                              const void *logsumexp, const AttentionShape *shape, void *workspace,
+                              Stream *stream) {
+    keep_most(shape, true);
+    real_ops->attention.backward(grad_query, grad_key, grad_value, grad_out, query, key, value, out,
+                                 logsumexp, shape, workspace, stream);
+}
+
+// The workspaces that are planned are those that the calls then ask for, to the byte.
+void ring_plans_what_it_runs(void *argument) {
+    const Setup *s = (const Setup *)argument;
+    Device *device = s->device;
+    real_ops = device->ops;
+    Ops watched = *real_ops;
+    watched.attention.workspace = workspace_by_strides;
+    watched.attention.forward = forward_and_keep;
+    watched.attention.backward = backward_and_keep;
+    device->ops = &watched;
+    const int64_t batch = 2, tokens = 2 * 37;
+    const int heads = 6, kv_heads = 2, dim = 32;
+    const size_t count = (size_t)(batch * tokens * (heads + 2 * kv_heads) * dim);
+    double *random = host_allocate(count, sizeof(double), "a test");
+    random_fill(random, count);
+    AttentionPlan plan =
+        attention_plan(device, batch, tokens, heads, kv_heads, dim, true, SIZE_MAX, s->collectives);
+    for (int cut = 0; cut < 3; cut++) {
+        plan.kv_heads_per_call = cut > 0 ? 1 : kv_heads;
+        plan.piece_len = cut > 1 ? 16 : tokens;
+        attention_plan_sizes(device, &plan);
+        most_executed[false] = most_executed[true] = 0;
+        AttentionResult result = attend(device, &plan, random, random);
+        check(most_executed[false] == plan.forward_call_bytes && most_executed[true] == plan.call_bytes,
+              "forward %zu bytes, planned %zu; backward %zu, planned %zu", most_executed[false],
+              plan.forward_call_bytes, most_executed[true], plan.call_bytes);
+        free_result(&result);
+    }
+    free(random);
+    device->ops = real_ops;
+}
+
 void ring_equals_whole(void *argument) {
     const Setup *s = (const Setup *)argument;
     Device *device = s->device;

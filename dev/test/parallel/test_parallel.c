@@ -21,6 +21,7 @@ static void test_groups(Setup *s) {
     }
     if (context) run("a clipped halo is seen", a_clipped_halo_is_seen, s);
     if (context) run("ring attention equals whole", ring_equals_whole, s);
+    if (context && s->device->on_host) run("ring attention plans what it runs", ring_plans_what_it_runs, s);
     run("a sharded optimizer changes no bit", sharding_changes_no_bit, s);
     run("a NaN of one rank reaches all", a_nan_of_one_rank_reaches_all, s);
 }

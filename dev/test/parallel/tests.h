@@ -14,3 +14,4 @@ void a_nan_of_one_rank_reaches_all(void *setup);
 
 // ring_attention.c
 void ring_equals_whole(void *setup);
+void ring_plans_what_it_runs(void *setup);

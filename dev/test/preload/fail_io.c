@@ -11,6 +11,7 @@
 //                        "slow": reads are counted, and take SLOW_SECONDS
 //   FAIL_IO_FOR=COUNT    the number of calls that fail (1); 0: all from the first failing one on
 //   FAIL_IO_RANK=RANK    only calls of this rank fail
+//   FAIL_IO_ROOM=BYTES   so many are free on every disk
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define SLOW_SECONDS 5
@@ -121,6 +123,13 @@ int open(const char *path, int flags, ...) {
     va_end(arguments);
     if ((flags & O_ACCMODE) != O_RDONLY && is_below(path) && fails(NEEDS_SPACE)) return -1;
     return REAL(open)(path, flags, mode);
+}
+
+int statvfs(const char *path, struct statvfs *status) {
+    const int outcome = REAL(statvfs)(path, status);
+    if (outcome == 0 && getenv("FAIL_IO_ROOM"))
+        status->f_bavail = (fsblkcnt_t)setting("FAIL_IO_ROOM", 0) / status->f_frsize;
+    return outcome;
 }
 
 int mkdir(const char *path, mode_t mode) {
