@@ -22,10 +22,14 @@ need_trainer() {
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
-# Sets `trainer` to the command to which train_lighthouse's options are given: LAUNCHER's words, or train_lighthouse.
+# Sets `trainer` to the command to which train_lighthouse's options are given: LAUNCHER's words, or train_lighthouse. A
+# launcher that is not found from the current directory is looked for from the repository's root.
 find_trainer() {
     need_trainer
-    read -ra trainer <<< "${LAUNCHER:-./train_lighthouse}"
+    trainer=("$root/train_lighthouse")
+    if [ -z "${LAUNCHER-}" ]; then return; fi
+    read -ra trainer <<< "$LAUNCHER"
+    if [[ ${trainer[0]} != /* && ! -x ${trainer[0]} && -x $root/${trainer[0]} ]]; then trainer[0]=$root/${trainer[0]}; fi
 }
 
 # Sets `place` to the options with which a run writes to this directory and, if it has a checkpoint, resumes from it.

@@ -2,6 +2,7 @@
 #include "checkpoint_fixture.h"
 
 #include "base/json.h"
+#include "checkpoint/huggingface.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -78,6 +79,48 @@ static double config_number(const cJSON *json, const char *key) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, key);
     check(cJSON_IsNumber(item), "config.json: %s is not a number", key);
     return item ? item->valuedouble : 0;
+}
+
+// Reals have a point or an exponent whatever their value: transformers refuses an integer in their place.
+static void test_reals(void *unused) {
+    (void)unused;
+    static const struct {
+        double value;
+        const char *text;
+    } cases[] = {{1, "1.0"},        {0, "0.0"},
+                 {-3, "-3.0"},      {10000, "10000.0"},
+                 {1e-5, "1e-05"},   {0.1, "0.1"},
+                 {5e5, "500000.0"}, {1e12, "1000000000000.0"},
+                 {1e22, "1e+22"},   {1.0 / 3, "0.3333333333333333"}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        cJSON *json = cJSON_CreateObject();
+        json_add_real(json, "x", cases[i].value);
+        char *text = json_text(json, false), *expected = format_string("{\"x\":%s}", cases[i].text);
+        check(!strcmp(text, expected), "%s, not %s", text, expected);
+        cJSON *again = cJSON_Parse(text);
+        check(cJSON_GetNumberValue(cJSON_GetObjectItem(again, "x")) == cases[i].value, "%s is another value",
+              text);
+        cJSON_Delete(again);
+        cJSON_Delete(json);
+        free(expected);
+        free(text);
+    }
+}
+
+// In config.json all of them do.
+static void test_reals_of_config(void *unused) {
+    (void)unused;
+    ModelConfig config = small_shape;
+    config.norm_eps = 1;
+    cJSON *json = huggingface_config(&config, STORAGE_FLOAT32, 64, -1);
+    char *text = json_text(json, false);
+    for (const char *const *name =
+             (const char *const[]){"\"rms_norm_eps\":1.0,", "\"rope_theta\":10000.0,",
+                                   "\"rope_theta\":10000.0}", "\"initializer_range\":0.02,", NULL};
+         *name; name++)
+        check(strstr(text, *name) != NULL, "no %s in %s", *name, text);
+    free(text);
+    cJSON_Delete(json);
 }
 
 static void test_hugging_face(void *unused) {
@@ -201,6 +244,8 @@ void test_checkpoint(void) {
     test_run("checkpoint: round trip of large buffers", test_large_round_trip, NULL);
     test_run("checkpoint: equal states, equal bytes", test_equal_bytes, NULL);
     test_run("checkpoint: config.json", test_hugging_face, NULL);
+    test_run("checkpoint: reals are no integers", test_reals, NULL);
+    test_run("checkpoint: reals of config.json", test_reals_of_config, NULL);
     test_run("checkpoint: other models", test_other_models, NULL);
     test_run("checkpoint: one from before the guard", test_before_the_guard, NULL);
 }

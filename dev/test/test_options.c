@@ -5,6 +5,7 @@
 #include "model/flops.h"
 #include "run/options_advice.h"
 #include "run/options_check.h"
+#include "device/collectives.h"
 #include "device/memory_plan.h"
 #include "run/schedule.h"
 #include "training/saves.h"
@@ -331,6 +332,19 @@ static void separators_suit_the_vocabulary(void *unused) {
     }
 }
 
+// Deterministic runs keep NCCL from sums whose order is not fixed, unless the user chose.
+static void deterministic_runs_set_nccl(void *unused) {
+    (void)unused;
+    unsetenv("NCCL_NVLS_ENABLE");
+    setenv("NCCL_COLLNET_ENABLE", "1", 1);
+    collectives_deterministic();
+    const char *nvls = getenv("NCCL_NVLS_ENABLE"), *collnet = getenv("NCCL_COLLNET_ENABLE");
+    check(nvls && !strcmp(nvls, "0"), "NVLS is %s", nvls ? nvls : "not set");
+    check(collnet && !strcmp(collnet, "1"), "what the user chose is %s", collnet ? collnet : "not set");
+    unsetenv("NCCL_NVLS_ENABLE");
+    unsetenv("NCCL_COLLNET_ENABLE");
+}
+
 static void room_is_asked_for_the_checkpoints_to_come(void *unused) {
     (void)unused;
     static const struct {
@@ -476,6 +490,7 @@ void test_options(void) {
     test_run("options: unknown ones on record are a warning", unknown_options_are_a_warning, NULL);
     test_run("options: odd ones are a warning", odd_options_are_a_warning, NULL);
     test_run("options: the separator suits the vocabulary", separators_suit_the_vocabulary, NULL);
+    test_run("options: deterministic runs set NCCL", deterministic_runs_set_nccl, NULL);
     test_run("saves: room for the checkpoints to come", room_is_asked_for_the_checkpoints_to_come, NULL);
     test_run("schedule: values of every kind", schedules_have_their_values, NULL);
     test_run("flops: counted by hand", flops_are_counted, NULL);

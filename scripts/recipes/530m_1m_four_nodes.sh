@@ -9,6 +9,7 @@
 # again, it goes on where it was. Environment: HOSTS, the file that names the hosts (hosts; scripts/launch/mpirun_hosts.sh --help
 # says more), or LAUNCHER, what starts train_lighthouse instead, as scripts/launch/mpirun_one_node.sh; DATA and VAL_DATA, globs of
 # token shards with documents of this length (data/linux_train_*.bin, data/linux_val_*.bin), and OUT (out/530m_1m).
+# Relative paths are from the current directory, as those of the launchers; the ones in parentheses from the repository.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"

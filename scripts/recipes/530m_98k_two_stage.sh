@@ -7,11 +7,11 @@
 # The options go to ./train_lighthouse, over the ones here. Environment: DATA and VAL_DATA, globs of token shards
 # (data/text_train_*.bin, data/text_val_*.bin; VAL_DATA= for no validation), OUT, where checkpoints and metrics go
 # (out/530m_98k_two_stage), and LAUNCHER, what starts train_lighthouse (itself): scripts/launch/mpirun_one_node.sh takes all GPUs.
+# Relative paths are from the current directory, as those of the launchers; the ones in parentheses from the repository.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
 hear_signals "$@"
-cd "$root"
 
 stage1=10000
 total=16000
@@ -27,12 +27,12 @@ done
 [ "$stage1" -lt "$total" ] || fail "STAGE1_STEPS $stage1 must be less than TOTAL_STEPS $total, which counts both stages"
 find_trainer
 
-out=${OUT:-out/530m_98k_two_stage}
+out=${OUT:-$root/out/530m_98k_two_stage}
 recipe=(--model 530M --seq-len 98304 --batch-size 1 --global-batch 32
     --levels 3 --pool 4 --topk 1536 --dense-layers "0,1,28,29"
     --lr 2e-3 --warmup-steps 2000 --lr-schedule constant --weight-decay 0.1 --grad-clip 1
     --save-every 500 --keep-every "$stage1") # keeps the last checkpoint of stage 1: stage 2 can be repeated from it
-always=(--out "$out" --train-data "${DATA:-data/text_train_*.bin}" --val-data "${VAL_DATA-data/text_val_*.bin}" "$@")
+always=(--out "$out" --train-data "${DATA:-$root/data/text_train_*.bin}" --val-data "${VAL_DATA-$root/data/text_val_*.bin}" "$@")
 
 step=$(newest_step "$out")
 if [ -z "$step" ]; then

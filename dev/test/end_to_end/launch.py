@@ -249,3 +249,41 @@ while [ "$1" != ./train_lighthouse ]; do shift; done
     check_equal("requeued", read_file("scontrol_calls"), b"requeue 7\n" * 2)
     del environment["SLURM_JOB_ID"]
     check_refused(script("launch/slurm.sh", "--steps", "3"), "sbatch")
+
+
+def words_of(recipe, environment):
+    """What the recipe gives to LAUNCHER."""
+    command = script(f"recipes/{recipe}.sh")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+
+@test
+def relative_paths_are_from_where_one_stands():
+    write_script("show", "#!/bin/sh\nfor word; do echo \"$word\"; done\n")
+    environment = os.environ | {"LAUNCHER": "./show", "DATA": "mine_train_*.bin", "VAL_DATA": "mine_val_*.bin",
+                                "OUT": "mine"}
+    for recipe in ("530m_1m_one_gpu", "530m_512k_one_gpu", "530m_98k_two_stage", "530m_1m_four_nodes"):
+        os.makedirs("mine", exist_ok=True)
+        write_file("mine/latest", b"step_00010000\n")  # found, if it is looked for here
+        said = words_of(recipe, environment)
+        for name, value in (("train-data", "mine_train_*.bin"), ("val-data", "mine_val_*.bin"), ("out", "mine"),
+                            ("resume", "latest")):
+            check(f"--{name}" in said and said[said.index(f"--{name}") + 1] == value, f"{recipe}: --{name} in {said}")
+        # What is not named is the repository's, wherever one stands.
+        said = words_of(recipe, {name: value for name, value in environment.items()
+                                 if name not in ("DATA", "VAL_DATA", "OUT")})
+        for name in ("train-data", "val-data", "out"):
+            check(said[said.index(f"--{name}") + 1].startswith(f"{ROOT}/"), f"{recipe}: --{name} in {said}")
+
+
+@test
+def a_task_of_slurm_alone_is_no_launcher():
+    make_noise()
+    # An interactive shell of one task; in a batch script the number of tasks is not set.
+    slurm = {"SLURM_PROCID": "0", "SLURM_JOBID": "5", "SLURM_JOB_ID": "5", "SLURM_STEPID": "0", "SLURM_STEP_ID": "0",
+             "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+             "SLURM_NPROCS": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    for tasks in ({"SLURM_STEP_NUM_TASKS": "1"}, {}):
+        done = subprocess.run(command_line(train_data="noise_train.bin", steps=3, out=f"out{len(tasks)}"),
+                              env=os.environ | slurm | tasks, capture_output=True, text=True)
+        check(done.returncode == 0 and not done.stderr, f"exit code {done.returncode}; {done.stderr}")
