@@ -50,17 +50,20 @@ newest_step() {
 stop_signals=(HUP INT TERM USR1 USR2 XCPU ALRM VTALRM PROF IO PWR)
 stop_signal='' # the name of the last of them that came, or empty
 child=''       # the command that run_stoppable runs
+ranks_here=''  # yes: it is an mpirun with processes on this host
+asked=''       # those that were asked to stop
+asker=''       # the process of ask_again
 
 # From here on these signals only set `stop_signal` and are passed on to the command that runs. A shell cannot hear what was
 # ignored or blocked when it was started, so with "$@", the script's arguments, the script then starts again, once, with
 # none of it; a hangup ignored at the start (nohup) stays ignored.
 hear_signals() {
-    local key mask held=0 signal reset
+    local key mask held=0 signal reset IFS=,
+    reset="${stop_signals[*]:1}"
+    unset IFS
     while read -r key mask; do
         case $key in SigBlk: | SigIgn:) held=$((held | 16#$mask)) ;; esac
     done < /proc/$$/status
-    reset=$(printf ',%s' "${stop_signals[@]:1}")
-    reset=${reset#,}
     for signal in "${stop_signals[@]:1}"; do
         if ((held >> ($(kill -l "$signal") - 1) & 1)) && [ "${HEARS_SIGNALS-}" != $$ ] &&
             env --default-signal="$reset" true 2> /dev/null; then
@@ -69,30 +72,44 @@ hear_signals() {
     done
     trap '' PIPE XFSZ
     # shellcheck disable=SC2064 # this signal's name
-    for signal in "${stop_signals[@]}"; do trap "stop_signal=SIG$signal; pass_on" "$signal"; done
+    for signal in "${stop_signals[@]}"; do trap "stop_signal=SIG$signal; again=yes; ask" "$signal"; done
 }
 
-# Asks the command to stop, and the processes of an mpirun on this host themselves: that does not depend on mpirun, which
-# forwards SIGUSR1 only once all are started. Two requests to one process within five seconds are one.
+# Asks the command to stop: not an mpirun but the processes that it runs on this host, since it forwards SIGUSR1 neither
+# before they are started nor well when they end (its exit code is 255 then). One of them asks all others. With `again`,
+# only those that were not asked yet.
 pass_on() {
     local status name id parent
-    again=yes
-    [ -n "$child" ] || return 0
-    kill -USR1 "$child" 2> /dev/null || true
     for status in /proc/[0-9]*/stat; do
         # The name of a process is cut to 15 letters.
         { read -r id name _ parent _ < "$status"; } 2> /dev/null || continue
-        if [[ $name == '(train_lighthous)' && $parent == "$child" ]]; then kill -USR1 "$id" 2> /dev/null || true; fi
+        if [[ $name != '(train_lighthous)' || $parent != "$child" ]]; then continue; fi
+        ranks_here=yes
+        if [[ ${1-} == again && $asked == *" $id "* ]]; then continue; fi
+        asked+=" $id "
+        kill -USR1 "$id" 2> /dev/null || true
+    done
+    if [ -z "$ranks_here" ]; then kill -USR1 "$child" 2> /dev/null || true; fi
+}
+
+# What the command starts may not be there yet, or not listen: asks again until the command ends, the command itself only
+# for less than the five seconds within which requests are one.
+ask_again() {
+    local i
+    for ((i = 1; ; i++)); do
+        sleep 1
+        if [ -n "$ranks_here" ] || [ "$i" -le 2 ]; then pass_on again; fi
     done
 }
 
-# While the command starts, what it starts may not listen yet: asks again, for less than the five seconds.
-ask_again() {
-    local _
-    for _ in 1 2 3; do
-        sleep 1
-        pass_on
-    done
+ask() {
+    [ -n "$child" ] || return 0
+    pass_on
+    [ -z "$asker" ] || return 0
+    since=$SECONDS
+    ask_again > /dev/null 2>&1 &
+    asker=$!
+    disown # bash would report its end
 }
 
 # Whether an exit code is that of a death by a request.
@@ -105,31 +122,25 @@ died_of_request() {
 }
 
 # Runs a command in a session of its own, so that a terminal's signals reach only this script, and passes each request to
-# stop on to it as SIGUSR1: mpirun forwards that to its processes (at others it would kill them), and train_lighthouse then
-# saves a checkpoint and ends with exit code 75. Returns the command's exit code; 75 too where it did not listen yet and
+# stop on to it as SIGUSR1, at which train_lighthouse saves a checkpoint and ends with exit code 75. Returns the command's exit code; 75 too where it did not listen yet and
 # died of the request (only later, when it insists, does one end a run that listens), or was not started at all.
 run_stoppable() {
-    local status again asked=$SECONDS asker=''
+    local status again since=$SECONDS
     [ -z "$stop_signal" ] || return 75
+    asker=''
     setsid "$@" < /dev/null &
     child=$!
-    if [ -n "$stop_signal" ]; then pass_on; fi
+    if [ -n "$stop_signal" ]; then ask; fi
     # A signal ends this wait but not the command, so wait again.
     while
         again=''
         status=0
         wait "$child" || status=$?
         [ -n "$again" ]
-    do
-        if [ -z "$asker" ]; then
-            asked=$SECONDS
-            ask_again > /dev/null 2>&1 &
-            asker=$!
-        fi
-    done
+    do :; done
     child=''
-    if [ -n "$asker" ]; then kill -KILL "$asker" 2> /dev/null || true; fi
-    if [ -n "$stop_signal" ] && [ $((SECONDS - asked)) -lt 5 ] && died_of_request "$status"; then status=75; fi
+    if [ -n "$asker" ]; then kill "$asker" 2> /dev/null || true; fi
+    if [ -n "$stop_signal" ] && [ $((SECONDS - since)) -lt 5 ] && died_of_request "$status"; then status=75; fi
     return "$status"
 }
 

@@ -22,9 +22,9 @@ the variant of the first line. An indented line goes on with the one before; # b
 as --steps: a learning rate that is to fall in the tail is given behind the |, one before it falls to the end of stage 1.
 
 A run is in DIR/VARIANT/seed_N with its checkpoints, metrics and log.txt. Started again, what is done is skipped and what was
-cut off goes on. A run that fails does not stop the others. Ctrl-C or SIGTERM asks all to save and ends with exit code 75; a
-second one ends them at once. Variants that differ in the tail or the length of stage 1 alone share stage 1: the checkpoint
-at its end is linked into the directory of the other, which goes on from there.
+cut off goes on. A run that fails does not stop the others. Ctrl-C or SIGTERM asks all to save and ends with exit code 75;
+one more than five seconds later ends them at once. Variants that differ in the tail or the length of stage 1 alone share
+stage 1: the checkpoint at its end is linked into the directory of the other, which goes on from there.
 
 The report is report.md, report.png (with matplotlib, which scripts/setup.sh --plot installs) and CSV files in DIR; `report`
 also takes a points.csv in place of DIR.
@@ -47,6 +47,7 @@ from ablate_table import AblationError, ArgumentParser, check_unchanged, read_ta
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 sys.path.append(os.path.join(ROOT, ".deps", "plot"))  # matplotlib, if scripts/setup.sh --plot installed it
 STOPPED = 75  # train_lighthouse's exit code after a request to stop
+ONE_REQUEST_SECONDS = 5  # within them of the first, requests are one
 LOG_LINES = 5  # of a run that failed, shown
 
 
@@ -146,6 +147,7 @@ class Ablation:
         self.waiting = [run for run in runs if run.newest_step() < run.steps]
         self.children, self.failed, self.stopped = [], [], []
         self.requests = self.passed_on = 0  # to stop
+        self.first_request = 0.0  # when it came
 
     def check(self):
         """Has the program look at each variant's options, before hours are spent on others."""
@@ -219,7 +221,11 @@ class Ablation:
                 child.process.send_signal(signal.SIGUSR1)
 
     def request_stop(self, number, frame):
-        self.requests += 1
+        # Like train_lighthouse: several signals at once are one request.
+        if self.requests == 0:
+            self.first_request = time.monotonic()
+        if self.requests == 0 or time.monotonic() - self.first_request > ONE_REQUEST_SECONDS:
+            self.requests += 1
 
     def work(self):
         """Until all runs are done, failed or stopped."""

@@ -8,8 +8,8 @@
 #   scripts/launch/mpirun_one_node.sh -n 2 --device cpu --cp 2 …        without a GPU
 #
 # The options go to ./train_lighthouse. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 have it save a checkpoint and end with
-# exit code 75; one more than five seconds later ends it at once. Environment: CUDA_VISIBLE_DEVICES, the GPUs to take (all), and
-# OMP_NUM_THREADS (the cores divided by the processes).
+# exit code 75; one more than five seconds later ends it at once. Environment: CUDA_VISIBLE_DEVICES, the GPUs to take (all),
+# and OMP_NUM_THREADS (the cores divided by the processes).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 show_help "$@"
@@ -36,4 +36,5 @@ if [ -z "$processes" ]; then
     [ "$processes" -gt 0 ] || fail "no GPU was found; -n PROCESSES --device cpu trains on the CPU"
 fi
 share_cores "$processes"
+ranks_here=yes
 run_stoppable "${mpi[@]}" --oversubscribe -np "$processes" "$root/train_lighthouse" "$@"
