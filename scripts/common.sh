@@ -122,8 +122,9 @@ died_of_request() {
 }
 
 # Runs a command in a session of its own, so that a terminal's signals reach only this script, and passes each request to
-# stop on to it as SIGUSR1, at which train_lighthouse saves a checkpoint and ends with exit code 75. Returns the command's exit code; 75 too where it did not listen yet and
-# died of the request (only later, when it insists, does one end a run that listens), or was not started at all.
+# stop on to it as SIGUSR1, at which train_lighthouse saves a checkpoint and ends with exit code 75. Returns the command's
+# exit code; 75 too where it did not listen yet and died of the request (only later, when it insists, does one end a run
+# that listens), or was not started at all.
 run_stoppable() {
     local status again since=$SECONDS
     [ -z "$stop_signal" ] || return 75
