@@ -1,6 +1,5 @@
 """Disks that fail."""
 
-import json
 import os
 import resource
 import shutil
@@ -83,7 +82,8 @@ def a_full_disk_does_not_end_training():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # of each file
 
-    done = subprocess.run(command_line(steps=6, save_every=2, on_save_error="continue"), preexec_fn=full_disk, capture_output=True, text=True)
+    done = subprocess.run(command_line(steps=6, save_every=2, on_save_error="continue"), preexec_fn=full_disk,
+                          capture_output=True, text=True)
     check("step 6/6" in done.stdout, f"it did not train to its end: {done.stderr}")
     check_equal(f"exit code, since the last checkpoint is missing; {done.stderr}", done.returncode, 1)
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
@@ -208,8 +208,8 @@ def too_little_room_for_checkpoints_is_a_warning():
     # 64 KiB: less than the checkpoints of any model.
     make_shards()
     finish(["make", "-s", "-C", ROOT, "build/fail_io.so"])
-    done = subprocess.run(command_line(save_every=1), env=os.environ | {
-        "LD_PRELOAD": os.path.join(ROOT, "build", "fail_io.so"), "FAIL_IO_ROOM": str(64 << 10)}, capture_output=True, text=True)
+    disk = os.environ | {"LD_PRELOAD": os.path.join(ROOT, "build", "fail_io.so"), "FAIL_IO_ROOM": str(64 << 10)}
+    done = subprocess.run(command_line(save_every=1), env=disk, capture_output=True, text=True)
     check_equal(f"exit code; {done.stderr}", done.returncode, 0)
     lines = done.stderr.splitlines()
     check(len(lines) == 1 and lines[0].startswith("warning: ") and "64.00 KiB" in lines[0] and "--out out" in lines[0],
