@@ -227,7 +227,7 @@ static void test_rank_files(void *argument) {
     }
     Snapshot snapshot = {0};
     if (copied) {
-        check(snapshot_reserve(&snapshot, &files, 1), "no memory");
+        check(snapshot_has_room(&snapshot, &files, 1) && snapshot_reserve(&snapshot, &files), "no memory");
         snapshot_take(&snapshot, &files, device);
         memset(memory, 'x', sizeof(memory));
     }

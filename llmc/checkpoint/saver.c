@@ -215,10 +215,12 @@ static void list_files(RankFiles *files, const TrainingState *state, const SaveR
 // each other without a deadline: where memory is short this takes long.
 static bool copy_files(Saver *saver) {
     const Communicator *communicator = saver->communicator;
-    const bool here =
-        snapshot_reserve(&saver->snapshot, &saver->files, (int)max_i64(communicator->local_size, 1));
-    if (!communicator_all(communicator, here, NULL)) return false;
-    snapshot_take(&saver->snapshot, &saver->files, saver->device);
+    Snapshot *snapshot = &saver->snapshot;
+    const int sharers = (int)max_i64(communicator->local_size, 1);
+    if (!communicator_all(communicator, snapshot_has_room(snapshot, &saver->files, sharers), NULL) ||
+        !communicator_all(communicator, snapshot_reserve(snapshot, &saver->files), NULL))
+        return false;
+    snapshot_take(snapshot, &saver->files, saver->device);
     communicator_barrier(communicator, NULL);
     return true;
 }

@@ -7,9 +7,13 @@ typedef struct {
     size_t bytes;
 } Snapshot;
 
-// Allocates memory for the runs of these files; false, with a warning, if there is not enough. `sharers`: the
-// number of processes of this host that allocate such copies at the same time.
-bool snapshot_reserve(Snapshot *snapshot, const RankFiles *files, int sharers);
+// Whether the host has memory for the runs of these files; warns if not. `sharers`: the number of processes of this
+// host that are about to allocate such copies. All ask before the first of them does: Linux grants more than it has,
+// and kills the process that uses it.
+bool snapshot_has_room(const Snapshot *snapshot, const RankFiles *files, int sharers);
+
+// Allocates that memory, if there is none from an earlier save; false, with a warning, if it is refused.
+bool snapshot_reserve(Snapshot *snapshot, const RankFiles *files);
 
 // Copies the files' runs from the device, sets their `copy` pointers, and marks them as copied.
 void snapshot_take(Snapshot *snapshot, RankFiles *files, Device *device);

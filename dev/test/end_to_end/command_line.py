@@ -1,6 +1,8 @@
 """What the program says, and what it refuses."""
 
 import os
+import re
+import socket
 
 from .harness import (
     PROGRAM, as_tokens, check, check_refused, checkpoint, command_line, finish, make_shards, make_text,
@@ -30,6 +32,34 @@ def a_plan_is_printed_and_nothing_written():
 
 
 @test
+def a_start_says_what_the_run_is_and_takes():
+    make_shards()
+    version = finish([PROGRAM, "--version"]).stdout
+    check(re.fullmatch(r"train_lighthouse \d+\.\d+\.\d+\n", version), f"--version says {version}")
+    said = train(steps=4, global_batch=6, val_data="shards/text_val_*.bin", val_every=3, log_every=4).stdout
+    samples = int(re.search(r"^data: (\d+) samples", said, re.MULTILINE)[1])
+    for pattern in (rf"^{version.strip()} on {re.escape(socket.gethostname())}, \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d ",
+                    rf"^run: 4 steps, {4 * 6 * 40} tokens$", rf"a step takes 6, the run {24 / samples:.2f} epochs$",
+                    r"^checkpoints: [\d.]+ MiB each, [\d.]+ MiB for those to come; [\d.]+ [KMGT]iB free on the disk of"):
+        check(re.search(pattern, said, re.MULTILINE), f"{pattern} is not in {said}")
+    size = re.search(r"^checkpoints: ([\d.]+) MiB each", said, re.MULTILINE)[1]
+    written = sum(len(data) for data in read_directory(checkpoint(4)).values()) / 2**20
+    check(abs(float(size) - written) < 0.02, f"{size} MiB were announced, {written} written")
+    # A validation is printed though its step is not.
+    steps = re.findall(r"^step (\d+)/4 .*?(val loss|left$)", said, re.MULTILINE)
+    check(steps == [("3", "val loss"), ("4", "val loss")], f"{steps} in {said}")
+
+
+@test
+def odd_options_are_warned_of():
+    make_shards()
+    said = train(steps=3, warmup_steps=8, global_batch=700, lr_schedule="cosine", vocab_size=2000).stderr
+    for word in ("--warmup-steps 8: ", "--lr-schedule cosine has no effect", "--global-batch 700",
+                 "--vocab-size 264 would do"):
+        check(sum(word in line for line in said.splitlines() if line.startswith("warning: ")) == 1, f"{word}: {said}")
+
+
+@test
 def wrong_options_are_refused():
     make_shards()
     for options, words in (
@@ -48,6 +78,7 @@ def wrong_options_are_refused():
             ({"model": "7T"}, ["--model", "7T", "530M"]),
             ({"device": "tpu"}, ["--device", "tpu"]),
             ({"train-data": ""}, ["--train-data"]),
+            ({"separator-token": 264}, ["--separator-token 264", "263"]),
             ({"dim": 50}, ["--dim", "50", "6"]),
             ({"kv-heads": 4}, ["--kv-heads", "4", "6"]),
             ({"dim": 42}, ["7"]),
@@ -58,6 +89,7 @@ def wrong_options_are_refused():
         check(not os.path.exists("out"), f"{options}: the output directory was made")
     check_refused([*command_line(), "stray"], "stray")
     check_refused([*command_line(), "--lr"], "--lr")
+    check_refused([*command_line(), "-steps", "3"], "-steps", "two dashes", "--steps")
     check(not os.path.exists("out"), "the output directory was made")
 
 

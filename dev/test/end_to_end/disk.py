@@ -153,6 +153,7 @@ def fail_at_every_read(below, *words):
     is a way on. Returns how many."""
     for call in range(1, 100):
         done = resume_on(failing_disk("read", call, below=below))
+        check(len(read_metrics()) >= 2, f"lines of metrics are lost; {done.stderr}")
         if not done.stderr:
             return call - 1
         errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
