@@ -70,7 +70,7 @@ def read_run(path):
         tokens += step["tokens_per_second"] * step["ms"] / 1e3
         step |= {"tokens": tokens, "hours": seconds / 3600}
         if "val_loss_dense" in step or ("val_loss" in step and step["selection"] == "off"):
-            step["dense_loss"] = step.get("val_loss_dense", step["val_loss"])
+            step["dense_loss"] = step["val_loss_dense"] if "val_loss_dense" in step else step["val_loss"]
     return Run(path, steps)
 
 

@@ -37,6 +37,14 @@ def a_run_is_read_with_its_stages():
 
 
 @test
+def losses_by_validation_are_read_whichever_there_are():
+    lines = [a_step(1, val_loss_dense=2.5), a_step(2, val_loss=2, val_loss_dense=2.25), a_step(3, "off", val_loss=1.5),
+             a_step(4, val_loss=1)]
+    write_file("metrics.jsonl", "".join(lines).encode())
+    check_equal("dense losses", load_runs().read_run("metrics.jsonl").column("dense_loss"), [(1, 2.5), (2, 2.25), (3, 1.5)])
+
+
+@test
 def what_is_no_run_is_refused():
     write_file("empty/metrics.jsonl", b"")
     write_file("other/metrics.jsonl", b"[1]\n")
