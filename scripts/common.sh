@@ -98,6 +98,7 @@ ask_again() {
     local i
     for ((i = 1; ; i++)); do
         sleep 1
+        kill -0 "$child" 2> /dev/null || return 0
         if [ -n "$ranks_here" ] || [ "$i" -le 2 ]; then pass_on again; fi
     done
 }
