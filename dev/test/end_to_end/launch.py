@@ -6,9 +6,9 @@ import signal
 import subprocess
 
 from .harness import (
-    PROGRAM, ROOT, SHAPE, Running, check, check_equal, check_refused, check_same_checkpoint, checkpoint, command_line, descendants,
-    finish, make_shards, read_file, read_metrics, script, steps_kept, test, to_flags, train, wait_until, write_file,
-    write_script,
+    PROGRAM, ROOT, SHAPE, Running, check, check_equal, check_refused, check_same_checkpoint, checkpoint, command_line,
+    descendants, finish, make_shards, read_file, read_metrics, script, steps_kept, test, to_flags, train, wait_until,
+    write_file, write_script,
 )
 from .processes import PARALLEL, check_close_losses, make_noise
 
