@@ -79,10 +79,8 @@ hear_signals() {
 listens() {
     local key mask
     while read -r key mask; do
-        if [ "$key" = SigCgt: ]; then
-            ((16#$mask >> ($(kill -l USR1) - 1) & 1))
-            return
-        fi
+        # In a trap, return needs its value: by itself it takes that of what the trap interrupted.
+        if [ "$key" = SigCgt: ] && ((16#$mask >> ($(kill -l USR1) - 1) & 1)); then return 0; fi
     done 2> /dev/null < "/proc/$1/status"
     return 1
 }
