@@ -172,6 +172,7 @@ static int run(Options *o, const Communicator *communicator, const Checkpoint *c
 int main(int argc, char **argv) {
     preemption_listen();
     Communicator communicator = communicator_create(&argc, &argv);
+    preemption_start();
     options_help(argc, argv);
     Checkpoint checkpoint = {0};
     Options options = settle_options(&communicator, argc, argv, &checkpoint);

@@ -75,6 +75,16 @@ hear_signals() {
     for signal in "${stop_signals[@]}"; do trap "stop_signal=SIG$signal; again=yes; ask" "$signal"; done
 }
 
+# Whether a process catches SIGUSR1. It may have just begun.
+listens() {
+    local key mask
+    while read -r key mask; do
+        # In a trap, return needs its value: by itself it takes that of what the trap interrupted.
+        if [ "$key" = SigCgt: ] && ((16#$mask >> ($(kill -l USR1) - 1) & 1)); then return 0; fi
+    done 2> /dev/null < "/proc/$1/status"
+    return 1
+}
+
 # Asks the command to stop: not an mpirun but the processes that it runs on this host, since it forwards SIGUSR1 neither
 # before they are started nor well when they end (its exit code is 255 then). One of them asks all others. With `again`,
 # only those that were not asked yet.
@@ -85,7 +95,7 @@ pass_on() {
         { read -r id name _ parent _ < "$status"; } 2> /dev/null || continue
         if [[ $name != '(train_lighthous)' || $parent != "$child" ]]; then continue; fi
         ranks_here=yes
-        if [[ ${1-} == again && $asked == *" $id "* ]]; then continue; fi
+        if [[ ${1-} == again && $asked == *" $id "* ]] || ! listens "$id"; then continue; fi
         asked+=" $id "
         kill -USR1 "$id" 2> /dev/null || true
     done
@@ -98,6 +108,7 @@ ask_again() {
     local i
     for ((i = 1; ; i++)); do
         sleep 1
+        kill -0 "$child" 2> /dev/null || return 0
         if [ -n "$ranks_here" ] || [ "$i" -le 2 ]; then pass_on again; fi
     done
 }

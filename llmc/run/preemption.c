@@ -22,7 +22,7 @@ static const struct {
 // Written by the signal handler, which several threads may run at a time.
 static atomic_int requested;
 static _Atomic(double) first_seconds; // when the first request came: seconds_now; 0: none yet
-static atomic_bool begun;             // preemption_begin was called
+static atomic_bool ends_at_once;      // between preemption_start and preemption_begin
 static double limit_end;              // seconds_now; 0: none
 
 const char *preemption_name(int request) {
@@ -62,7 +62,7 @@ static void hear(int number, siginfo_t *info, void *unused) {
     double first = 0;
     if (atomic_compare_exchange_strong(&first_seconds, &first, now)) {
         requested = number;
-        if (!begun) end_before_first_step(number);
+        if (ends_at_once) end_before_first_step(number);
     } else if (now - first > one_request_seconds && insists(number, info)) {
         _exit(128 + number); // the exit code by which a shell reports a death by signal
     }
@@ -87,6 +87,11 @@ void preemption_listen(void) {
     sigprocmask(SIG_UNBLOCK, &heard, NULL); // the process that started this one may have blocked them
 }
 
+void preemption_start(void) {
+    ends_at_once = true;
+    if (requested) end_before_first_step(requested);
+}
+
 void preemption_limit(double minutes) {
     if (minutes > 0) limit_end = seconds_now() + 60 * minutes;
 }
@@ -108,7 +113,7 @@ static int agree(const Communicator *communicator, int mine, const char *what) {
 }
 
 int preemption_begin(const Communicator *communicator) {
-    begun = true;
+    ends_at_once = false;
     return agree(communicator, requested, NULL);
 }
 

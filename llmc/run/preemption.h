@@ -8,17 +8,20 @@
 enum { PREEMPTED_EXIT_CODE = 75 };
 
 // The first line of main, before any thread is started: from here on signals are requests, even those that were
-// ignored or blocked when the process was started (but a hangup ignored then, by nohup say, stays ignored). Before
-// preemption_begin a request ends the process at once with PREEMPTED_EXIT_CODE: no step is lost yet. Writing to a
-// pipe without a reader, or a file that may not grow, is from here on an error of that call and nothing more.
+// ignored or blocked when the process was started (but a hangup ignored then, by nohup say, stays ignored). They
+// are recorded; one later than five seconds after the first ends the process at once (exit code 128 + its number).
+// Writing to a pipe without a reader, or to a file that may not grow, is an error of that call and nothing more.
 void preemption_listen(void);
+
+// Once MPI has started (mpirun may hang where a process ends while it starts): from here to preemption_begin a
+// request, also one that came already, ends the process at once with PREEMPTED_EXIT_CODE: no step is lost yet.
+void preemption_start(void);
 
 // The time limit counts from here; it acts after the first step. 0: none.
 void preemption_limit(double minutes);
 
-// Just before the first step, by all ranks together: from here on requests are only recorded, and a signal later
-// than five seconds after the first ends the process at once (exit code 128 + its number). Waits without a deadline
-// for all ranks. Returns a request of any rank that came just now, the same on all; 0: none.
+// Just before the first step, by all ranks together: from here on requests are only recorded again. Waits without a
+// deadline for all ranks. Returns a request of any rank that came just now, the same on all; 0: none.
 int preemption_begin(const Communicator *communicator);
 
 // The request so far: the number of the first signal, or TIME_LIMIT_REQUEST; 0: none. Cheap, and any thread may ask.

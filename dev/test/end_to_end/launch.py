@@ -7,10 +7,10 @@ import subprocess
 
 from .harness import (
     PROGRAM, ROOT, SHAPE, Running, check, check_equal, check_refused, check_same_checkpoint, checkpoint, command_line,
-    finish, make_shards, read_file, read_metrics, script, steps_kept, test, to_flags, train, wait_until, write_file,
-    write_script,
+    descendants, finish, make_shards, read_file, read_metrics, script, steps_kept, test, to_flags, train, wait_until,
+    write_file, write_script,
 )
-from .processes import PARALLEL, check_close_losses, make_noise, tree_of
+from .processes import PARALLEL, check_close_losses, make_noise
 
 
 def check_goes_on(go_on):
@@ -108,7 +108,7 @@ def a_signal_to_all_processes_of_a_run_that_is_kept_going_loses_nothing():
         shutil.rmtree("out", ignore_errors=True)
         with Running(script("launch/run_resilient.sh", "--out", "out", *command)) as run:
             wait_until(lambda: "step 2/" in run.said()[0], "the second step")
-            for process in tree_of(run.process.pid):
+            for process in descendants(run.process.pid):
                 os.kill(process, signal.SIGTERM)
             code = run.wait()
             check_equal(f"exit code; {run.said()}", code, 75)

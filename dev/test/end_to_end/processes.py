@@ -58,21 +58,6 @@ def check_refused_together(processes, command, *words):
         check(word in errors[0], f"\"{word}\" expected in it; {said}")
 
 
-def tree_of(process):
-    """A process and all that descend from it."""
-    children = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            parent = int(read_file(f"/proc/{entry}/stat").rpartition(b")")[2].split()[1])
-        except OSError:
-            continue  # it has ended
-        children.setdefault(parent, []).append(int(entry))
-    tree = [process]
-    for member in tree:
-        tree += children.get(member, [])
-    return tree
-
-
 def process_of_rank(launcher, rank):
     """The process id of a rank that this mpirun has started."""
     for entry in filter(str.isdigit, os.listdir("/proc")):
