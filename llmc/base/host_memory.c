@@ -96,8 +96,9 @@ static bool group_path(const char *root, const GroupFiles *files, FilePath *path
 // that is mounted there: in a container often not the hierarchy's root, and then nothing above it is seen.
 static void apply_groups(HostMemory *memory, const char *mount, const char *top, const char *path,
                          const GroupFiles *files) {
-    const size_t skipped = strcmp(top, "/") != 0 && !strncmp(path, top, strlen(top)) ? strlen(top) : 0;
-    const bool below = (skipped || !strcmp(top, "/")) && !strstr(path, "/..");
+    const size_t skipped = strcmp(top, "/") != 0 ? strlen(top) : 0;
+    const bool below =
+        !strncmp(path, top, skipped) && (path[skipped] == '/' || !path[skipped]) && !strstr(path, "/..");
     FilePath directory = file_below(mount, below ? path + skipped + strspn(path + skipped, "/") : "");
     for (size_t length = strlen(directory.text); length >= strlen(mount); directory.text[length] = 0) {
         apply_group(memory, directory.text, files);
