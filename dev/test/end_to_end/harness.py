@@ -145,7 +145,9 @@ class Running:
         self.files = [tempfile.NamedTemporaryFile("w") for _ in range(2)]
 
         def start():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+            # Ignored where the tests run in the background, or under nohup.
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             prepare()
 
         self.process = subprocess.Popen(command, stdout=self.files[0], stderr=self.files[1], env=environment,
